@@ -1,0 +1,36 @@
+# make run    makes .venv, installs the project into it and starts the server; images go to ./received
+#             make run ARGS="--port 104 --ae-title ARCHIVE"     see: make run ARGS=--help
+# make test   installs what the tests need (system packages too, as root), then lint, types and tests
+# make bench  measures this server beside others; ARGS are its options
+# make clean  removes what the above made, except the images received
+#
+# PYTHON=/path/to/python3 chooses the interpreter; otherwise the first of 3.11 or newer is taken.
+
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTHON ?=
+BIN := .venv/bin
+
+.PHONY: run test bench clean
+
+run: ARGS ?= --port 11112
+run:
+	@tools/prepare venv run $(PYTHON)
+	$(BIN)/twistd -n --pidfile= storescp $(ARGS)
+
+test:
+	@tools/prepare peers
+	@tools/prepare venv test $(PYTHON)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict $(wildcard storescp twisted/plugins tests bench tools)
+	$(BIN)/python tools/run_trial.py $(BIN)/trial -j$(JOBS) tests
+
+bench:
+	@tools/prepare peers
+	@tools/prepare venv test $(PYTHON)
+	$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .ruff_cache _trial_temp*
+	rm -f twisted/plugins/dropin.cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,114 @@
+"""The ``twistd storescp`` command: its options and how they become a service. Wiring only."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import NoReturn
+
+from twisted.internet import reactor as _reactor
+from twisted.internet.base import ReactorBase
+from twisted.logger import Logger, LogLevel
+from twisted.python import usage
+from twisted.python.failure import Failure
+
+from storescp import __version__
+from storescp.config import OPTIONS, ConfigError, load
+from storescp.logs import observer_for_twistd
+from storescp.service import CannotStart, StoreSCPService
+
+
+class Options(usage.Options):
+    """The command line. Mistakes end the process with one line and exit code 1; twistd would exit with 0."""
+
+    synopsis = "[options]"
+    longdesc = (
+        "A DICOM Storage SCP: receives images by C-STORE and stores them as files. "
+        "Every option may stand in a YAML file under the same name; the command line wins."
+    )
+    optParameters = [
+        ["config", "c", None, "YAML file with options"],
+        *(
+            [option.name, option.short or None, None, f"{option.help} [default: {option.default}]"]
+            for option in OPTIONS
+            if not option.is_flag and not option.is_list
+        ),
+    ]
+    optFlags = [[option.name, option.short or None, option.help] for option in OPTIONS if option.is_flag]
+
+    def parseOptions(self, options: list[str] | None = None) -> None:
+        """Parse, and load the configuration into ``self.config``."""
+        self.lists: dict[str, list[str]] = {}
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
+            given = {
+                option.name: self[option.name]
+                for option in OPTIONS
+                if not option.is_list and self[option.name] not in (None, 0)
+            }
+            self.config = load(
+                self["config"],
+                {name: bool(text) if text == 1 else text for name, text in given.items()} | self.lists,
+            )
+        except (usage.UsageError, ConfigError) as error:
+            _give_up(str(error))
+
+    def opt_version(self) -> NoReturn:
+        """Show the version and exit."""
+        print(f"storescp {__version__}")
+        sys.exit(0)
+
+
+def _list_option(name: str, text: str) -> None:
+    def collect(self: Options, value: str) -> None:
+        self.lists.setdefault(name, []).append(value)
+
+    collect.__doc__ = text
+    setattr(Options, f"opt_{name.replace('-', '_')}", collect)
+
+
+for _option in OPTIONS:
+    if _option.is_list:
+        _list_option(_option.name, f"{_option.help} [default: {_option.default}]")
+
+
+def makeService(options: Options) -> StoreSCPService:
+    """The service that *options* describe; nothing is opened yet."""
+    assert isinstance(_reactor, ReactorBase)
+    try:
+        service = StoreSCPService(options.config, _reactor)
+    except CannotStart as error:
+        _give_up(error)
+    if options.parent is not None:
+        level = getattr(LogLevel, options.config.log_level.value)
+        service.log_observer = observer_for_twistd(options.parent, level, _reactor)
+    _reactor.callWhenRunning(service.take_signals)
+    daemon = options.parent is not None and not options.parent["nodaemon"]
+    sys.excepthook = _excepthook_of_daemon if daemon else _excepthook
+    return service
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """What cannot start goes through twistd as an exception (it removes its PID file, and a daemon's parent
+    learns of it) and comes out here: one line, and Python exits with 1.
+    """
+    if isinstance(error, CannotStart):
+        print(f"storescp: {error}", file=sys.__stderr__)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _excepthook_of_daemon(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """A daemon has no stderr, and what twistd's parent process says there refers to the log."""
+    log = Logger(namespace=__name__)
+    if isinstance(error, CannotStart):
+        log.critical("{error}", error=error)
+    else:
+        log.failure("cannot start", Failure(error, kind, traceback))
+
+
+def _give_up(error: object) -> NoReturn:
+    print(f"storescp: {error}", file=sys.__stderr__)
+    sys.exit(1)

@@ -1,0 +1,1 @@
+"""The tests of storescp, for trial: one module for each of the package, and some for the whole."""

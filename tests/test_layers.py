@@ -1,0 +1,116 @@
+"""Imports point downward only, and what is pure stays pure."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import os
+import pathlib
+import subprocess
+import sys
+
+from twisted.trial.unittest import SynchronousTestCase
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "storescp"
+
+PURE = ("pdu", "sop_classes", "dataset_head", "negotiation", "upper_layer", "dimse", "statistics")
+BLOCKING = ("part10", "naming", "index", "config")
+ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp")
+# From the bottom to the top: a module imports from its own layer and from those below.
+LAYERS = (("__init__",), PURE, BLOCKING, ADAPTERS, ("service",), ("tap",))
+
+# A clock, a file, a socket, a thread: what a pure module has no use for.
+IMPURE = frozenset(
+    "asyncio concurrent logging multiprocessing os pathlib random select selectors shutil signal socket sqlite3 "
+    "ssl subprocess tempfile threading time twisted zope".split()
+)
+
+
+def imports(module: str) -> set[str]:
+    """Return the full names of the modules that a module of the package imports anywhere in its text."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            names.add(source)
+            if source == "storescp":
+                names.update(f"storescp.{alias.name}" for alias in node.names)
+    return names
+
+
+class LayersTests(SynchronousTestCase):
+    """What the texts of the modules import."""
+
+    def setUp(self) -> None:
+        modules = {path.stem for path in PACKAGE.glob("*.py")}
+        self.imports = {module: imports(module) for module in modules}
+        self.ours = {
+            module: {name.removeprefix("storescp.") for name in names if name.startswith("storescp.")}
+            & modules
+            for module, names in self.imports.items()
+        }
+
+    def test_every_module_has_its_layer(self) -> None:
+        """The table of layers holds the modules of the package, each once, and nothing else."""
+        self.assertEqual(sorted(module for layer in LAYERS for module in layer), sorted(self.imports))
+
+    def test_absolute(self) -> None:
+        """Imports are absolute, so that the other tests here see them all."""
+        relative = {module for module, names in self.imports.items() if any(n.startswith(".") for n in names)}
+        self.assertEqual(relative, set())
+
+    def test_downward(self) -> None:
+        """No module imports one of a higher layer."""
+        height = {module: number for number, layer in enumerate(LAYERS) for module in layer}
+        upward = {
+            (module, other)
+            for module, others in self.ours.items()
+            for other in others
+            if height.get(other, 0) > height.get(module, len(LAYERS))
+        }
+        self.assertEqual(upward, set())
+
+    def test_no_cycles(self) -> None:
+        """Within a layer, too, modules can be read one after the other."""
+        graphlib.TopologicalSorter(self.ours).prepare()  # raises CycleError, which names the cycle
+
+    def test_store_and_protocol_meet_elsewhere(self) -> None:
+        """The protocol and the store know only the interfaces between them, directly or by way of others."""
+        reachable: dict[str, set[str]] = {}
+        for module in graphlib.TopologicalSorter(self.ours).static_order():
+            reachable[module] = self.ours[module].union(*(reachable[other] for other in self.ours[module]))
+        self.assertNotIn("store", reachable["protocol"])
+        self.assertNotIn("protocol", reachable["store"])
+
+    def test_pure(self) -> None:
+        """The pure modules have no clock, no file, no socket and no thread."""
+        impure = {
+            (module, name)
+            for module in PURE
+            for name in self.imports[module]
+            if name.partition(".")[0] in IMPURE
+        }
+        self.assertEqual(impure, set())
+
+
+class WithoutTwistedTests(SynchronousTestCase):
+    """What importing the modules really loads."""
+
+    def test_twisted_is_absent(self) -> None:
+        """Each module of the two lowest layers, imported alone in a fresh interpreter, leaves Twisted unloaded."""
+        code = "import sys, storescp.{}; print(*(name for name in sys.modules if name.startswith('twisted')))"
+        interpreters = {
+            module: subprocess.Popen(
+                [sys.executable, "-c", code.format(module)],
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for module in PURE + BLOCKING
+        }
+        loaded = {module: interpreter.communicate()[0] for module, interpreter in interpreters.items()}
+        self.assertEqual(loaded, dict.fromkeys(interpreters, "\n"))
