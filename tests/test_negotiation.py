@@ -1,0 +1,162 @@
+"""storescp.negotiation: which answer an association request gets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from storescp import negotiation, pdu
+from storescp.negotiation import AcceptedContext, Policy, accepted_contexts, negotiate
+from storescp.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ, PresentationContext, UserInformation
+from tests.strategies import associate_requests, steady
+
+CT, MR, ECHO = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.1.1"
+IMPLICIT, EXPLICIT, JPEG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.70"
+POLICY = Policy(
+    called_ae_title=None,
+    abstract_syntaxes=frozenset((CT, ECHO)),
+    transfer_syntaxes=frozenset((IMPLICIT, EXPLICIT, JPEG)),
+    maximum_length=262144,
+    implementation_class_uid="1.2.3.4",
+    implementation_version_name="US",
+)
+
+
+def request(*contexts: tuple[int, str, tuple[str, ...]]) -> AAssociateRQ:
+    """A request that proposes *contexts*."""
+    return AAssociateRQ("SCP", "SCU", tuple(PresentationContext(*context) for context in contexts))
+
+
+class NegotiateTests(SynchronousTestCase):
+    """Rejections, and results for contexts."""
+
+    def results(
+        self, policy: Policy, *contexts: tuple[int, str, tuple[str, ...]]
+    ) -> list[tuple[int, int, str]]:
+        answer = negotiate(request(*contexts), policy)
+        assert isinstance(answer, AAssociateAC)
+        return [(result.id, result.result, result.transfer_syntax) for result in answer.presentation_contexts]
+
+    def test_results(self) -> None:
+        """Each context gets its result in the order proposed: 0 accepted, 3 and 4 for the syntax we lack."""
+        self.assertEqual(
+            self.results(
+                POLICY,
+                (9, MR, (EXPLICIT,)),
+                (1, CT, ("1.2", EXPLICIT, IMPLICIT)),
+                (255, CT, ("1.2", "1.3")),
+                (3, ECHO, (IMPLICIT,)),
+                (5, MR, ("1.2",)),
+                (7, CT, ()),
+                (11, "", ()),
+            ),
+            [
+                (9, 3, EXPLICIT),
+                (1, 0, EXPLICIT),
+                (255, 4, "1.2"),
+                (3, 0, IMPLICIT),
+                (5, 3, "1.2"),
+                (7, 4, IMPLICIT),
+                (11, 3, IMPLICIT),
+            ],
+        )
+
+    def test_preference(self) -> None:
+        """Ours decides where it can, in its order; where it cannot, the first proposed that we take."""
+        for prefer, proposed, chosen in (
+            ((), (JPEG, IMPLICIT), JPEG),
+            ((), ("1.2", IMPLICIT, JPEG), IMPLICIT),
+            ((EXPLICIT, IMPLICIT), (JPEG, IMPLICIT, EXPLICIT), EXPLICIT),
+            ((EXPLICIT, IMPLICIT), (JPEG, IMPLICIT), IMPLICIT),
+            ((EXPLICIT,), (JPEG, IMPLICIT), JPEG),
+            (("1.2", IMPLICIT), (JPEG, "1.2", IMPLICIT), IMPLICIT),
+        ):
+            self.assertEqual(
+                self.results(replace(POLICY, prefer=prefer), (1, CT, proposed)), [(1, 0, chosen)]
+            )
+
+    def test_acceptance(self) -> None:
+        """The answer repeats the titles, and tells who we are and what we take; nothing else is answered."""
+        user = UserInformation(
+            16384, "1.9", "PEER", ((0x53, b"\0\2\0\2"), (0x58, b"\1\1\0\0\0\0"), (0x99, b"?"))
+        )
+        answer = negotiate(replace(request((1, CT, (JPEG,))), user_information=user), POLICY)
+        assert isinstance(answer, AAssociateAC)
+        self.assertEqual((answer.called_ae_title, answer.calling_ae_title), ("SCP", "SCU"))
+        self.assertEqual(answer.user_information, UserInformation(262144, "1.2.3.4", "US"))
+        self.assertEqual(answer.application_context_name, "1.2.840.10008.3.1.1.1")
+        self.assertEqual(answer.protocol_version, 1)
+
+    def test_rejections(self) -> None:
+        """Each refusal is the one of PS3.8 Table 9-21, has words for the log, and the gravest comes first."""
+        picky = replace(POLICY, called_ae_title="SCP")
+        dicom = pdu.APPLICATION_CONTEXT_NAME
+        for called, calling, application_context_name, policy, expected in (
+            ("SCP", "SCU", "1.2.3", POLICY, (1, 1, 2)),
+            ("OTHER", "SCU", "", picky, (1, 1, 2)),
+            ("OTHER", "SCU", dicom, picky, (1, 1, 7)),
+            ("scp", "SCU", dicom, picky, (1, 1, 7)),
+            ("", "A\nB", dicom, picky, (1, 1, 7)),
+            ("SC\rP", "SCU", dicom, POLICY, (1, 1, 7)),
+            ("SCP", "S\x1bCU", dicom, POLICY, (1, 1, 3)),
+            ("SCP", "S\0CU", dicom, POLICY, (1, 1, 3)),
+            ("SCP", "S\x85CU", dicom, picky, (1, 1, 3)),
+            ("OTHER", "SCU", dicom, POLICY, None),
+            ("SCP", "any one, M\xfcller", dicom, picky, None),
+        ):
+            answer = negotiate(
+                AAssociateRQ(called, calling, (), application_context_name=application_context_name), policy
+            )
+            if expected is None:
+                self.assertIsInstance(answer, AAssociateAC, (called, calling))
+            else:
+                self.assertEqual(answer, AAssociateRJ(*expected), (called, calling))
+                assert isinstance(answer, AAssociateRJ)
+                self.assertTrue(negotiation.REJECT_REASONS[answer])
+        self.assertEqual(negotiation.LOCAL_LIMIT_EXCEEDED, AAssociateRJ(2, 3, 2))
+
+    def test_accepted_contexts(self) -> None:
+        """Messages may travel on accepted contexts alone, under the syntaxes agreed on."""
+        asked = request((1, CT, (JPEG,)), (3, MR, (JPEG,)), (5, CT, ("1.2",)), (7, CT, ("1.2", IMPLICIT)))
+        answer = negotiate(asked, POLICY)
+        assert isinstance(answer, AAssociateAC)
+        self.assertEqual(
+            accepted_contexts(asked, answer), {1: AcceptedContext(CT, JPEG), 7: AcceptedContext(CT, IMPLICIT)}
+        )
+
+    @given(associate_requests, st.data())
+    @steady
+    def test_every_context_is_answered(self, asked: AAssociateRQ, data: st.DataObject) -> None:
+        """Any request gets an answer that can be encoded, with a result for each context under its ID, and
+        only what was proposed is chosen.
+        """
+        contexts = asked.presentation_contexts
+        known = [context.abstract_syntax for context in contexts]
+        syntaxes = [name for context in contexts for name in context.transfer_syntaxes]
+        policy = replace(
+            POLICY,
+            abstract_syntaxes=data.draw(st.frozensets(st.sampled_from(known))) if known else frozenset(),
+            transfer_syntaxes=data.draw(st.frozensets(st.sampled_from(syntaxes)))
+            if syntaxes
+            else frozenset(),
+            prefer=tuple(syntaxes[::-2]),
+        )
+        asked = replace(asked, application_context_name=pdu.APPLICATION_CONTEXT_NAME)
+        answer = negotiate(asked, policy)
+        self.assertEqual(pdu.decode(answer.encode()), answer)
+        if isinstance(answer, AAssociateRJ):
+            self.assertFalse((asked.called_ae_title + asked.calling_ae_title).isprintable())
+            return
+        for context, result in zip(contexts, answer.presentation_contexts, strict=True):
+            self.assertEqual(result.id, context.id)
+            taken = [name for name in context.transfer_syntaxes if name in policy.transfer_syntaxes]
+            if context.abstract_syntax not in policy.abstract_syntaxes:
+                self.assertEqual(result.result, 3)
+            elif not taken:
+                self.assertEqual(result.result, 4)
+            else:
+                self.assertEqual(result.result, 0)
+                self.assertIn(result.transfer_syntax, taken)
