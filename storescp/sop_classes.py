@@ -1,0 +1,241 @@
+"""Which SOP classes can be stored, how operators name them, and which transfer syntaxes they travel in.
+
+Everything here is a fact or is derived from pydicom's copy of PS3.6 Annex A, the registry of UIDs. No I/O.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+# The package's __init__ is paid for in any case; of the rest only the table itself is needed.
+from pydicom._uid_dict import UID_dictionary
+
+__all__ = [
+    "DEFLATED_TRANSFER_SYNTAXES",
+    "MODALITY_GROUPS",
+    "STORAGE_SOP_CLASSES",
+    "TRANSFER_SYNTAXES",
+    "VERIFICATION",
+    "modality_group",
+    "resolve_sop_classes",
+    "resolve_transfer_syntaxes",
+]
+
+VERIFICATION: Final = "1.2.840.10008.1.1"
+
+# The ends of a keyword that say which variant of a family a SOP class is, not which family.
+_VARIANT = r"Storage(ForPresentation|ForProcessing|Retired|Trial)?"
+
+_NOT_STORAGE_SERVICE = frozenset(
+    {
+        "1.2.840.10008.1.3.10",  # Media Storage Directory: DICOMDIR, never sent
+        # Non-Patient Object Storage, PS3.4 Annex GG: a service class of its own; its objects have no Study.
+        "1.2.840.10008.5.1.4.1.1.200.1",  # CT Defined Procedure Protocol
+        "1.2.840.10008.5.1.4.1.1.200.3",  # Protocol Approval
+        "1.2.840.10008.5.1.4.1.1.200.7",  # XA Defined Procedure Protocol
+        "1.2.840.10008.5.1.4.1.1.201.1",  # Inventory
+        "1.2.840.10008.5.1.4.38.1",  # Hanging Protocol
+        "1.2.840.10008.5.1.4.39.1",  # Color Palette
+        "1.2.840.10008.5.1.4.43.1",  # Generic Implant Template
+        "1.2.840.10008.5.1.4.44.1",  # Implant Assembly Template
+        "1.2.840.10008.5.1.4.45.1",  # Implant Template Group
+    }
+)
+
+# Registered as transfer syntaxes, but what they encode is no sequence of data elements (PS3.5 §7).
+_NOT_DATA_SETS = frozenset(
+    {
+        "1.2.840.10008.1.2.6.1",  # RFC 2557 MIME encapsulation
+        "1.2.840.10008.1.2.6.2",  # XML Encoding
+        "1.2.840.10008.1.20",  # Papyrus 3: a file format of its own
+    }
+)
+
+# In the standard since, and not yet in every pydicom: PS3.5 §A.4.12, encapsulated, each frame deflated.
+_REGISTERED = {
+    **UID_dictionary,
+    "1.2.840.10008.1.2.8.1": (
+        "Deflated Image Frame Compression",
+        "Transfer Syntax",
+        "",
+        "",
+        "DeflatedImageFrameCompression",
+    ),
+}
+
+_KEYWORDS: dict[str, str] = {
+    uid: keyword
+    for uid, (_, kind, _, _, keyword) in _REGISTERED.items()
+    if (kind == "SOP Class" and re.search(_VARIANT + r"\Z", keyword) and uid not in _NOT_STORAGE_SERVICE)
+    or (kind == "Transfer Syntax" and uid not in _NOT_DATA_SETS)
+}
+
+STORAGE_SOP_CLASSES: Final[Mapping[str, str]] = MappingProxyType(
+    {uid: _REGISTERED[uid][0] for uid in _KEYWORDS if _REGISTERED[uid][1] == "SOP Class"}
+)
+"""UID -> name of every SOP class of the Storage Service Class (PS3.4 Annex B), retired ones too."""
+
+TRANSFER_SYNTAXES: Final[Mapping[str, str]] = MappingProxyType(
+    {uid: _REGISTERED[uid][0] for uid in _KEYWORDS if _REGISTERED[uid][1] == "Transfer Syntax"}
+)
+"""UID -> name of every transfer syntax (PS3.5 Annex A) in which a data set can be sent, retired ones too."""
+
+DEFLATED_TRANSFER_SYNTAXES: Final = frozenset(
+    {
+        "1.2.840.10008.1.2.1.99",  # PS3.5 §A.5
+        "1.2.840.10008.1.2.4.95",  # JPIP Referenced Deflate, PS3.5 §A.7
+        "1.2.840.10008.1.2.4.205",  # JPIP HTJ2K Referenced Deflate
+    }
+)
+"""The transfer syntaxes whose whole data set is a deflated stream (RFC 1951)."""
+
+# Group -> what the keywords of its family match, without "(LegacyConverted)Enhanced" before and _VARIANT
+# behind, so that a new member of a family joins its group by itself. Names are the terms of Modality
+# (0008,0060), PS3.3 §C.7.3.1.1.1, but for XR, VL, RT and WAVEFORM, which sum up several. A class may be in
+# several groups; the first is the one it is called by, so narrow groups stand before wide ones.
+_FAMILIES: dict[str, str] = {
+    "CT": r"CTImage",
+    "MR": r"MR(Color)?Image|MRSpectroscopy",
+    "PT": r"(PositronEmissionTomography|PET)Image|StandalonePETCurve",
+    "NM": r"NuclearMedicineImage",
+    "US": r"Ultrasound(MultiFrame)?Image|USVolume|PhotoacousticImage",
+    "CR": r"ComputedRadiographyImage",
+    "DX": r"DigitalXRayImage|XRay3DCraniofacialImage",
+    "MG": r"DigitalMammographyXRayImage|BreastTomosynthesisImage|BreastProjectionXRayImage",
+    "IO": r"DigitalIntraOralXRayImage",
+    "XA": r"XRay(3D)?Angiographic(BiPlane)?Image|XAImage",
+    "RF": r"XRayRadiofluoroscopicImage|XRFImage",
+    "XR": r"XRay(3D)?Angiographic(BiPlane)?Image|XAImage|XRayRadiofluoroscopicImage|XRFImage",
+    "IVOCT": r"IntravascularOpticalCoherenceTomographyImage",
+    "SC": r"(MultiFrame\w+)?SecondaryCaptureImage",
+    "HC": r"Hardcopy\w+Image|StoredPrint",
+    "ES": r"(VL|Video)EndoscopicImage",
+    "GM": r"(VL|Video)MicroscopicImage",
+    "SM": r"VLSlideCoordinatesMicroscopicImage|VLWholeSlideMicroscopyImage",
+    "XC": r"(VL|Video)PhotographicImage",
+    "DMS": r"DermoscopicPhotographyImage",
+    "CFM": r"ConfocalMicroscopy\w*Image",
+    "VL": r"(VL|Video|Dermoscopic|ConfocalMicroscopy)\w*Image",
+    "ANN": r"MicroscopyBulkSimpleAnnotations",
+    "KO": r"KeyObjectSelectionDocument",
+    "SR": r"\w+SR|ProcedureLog|SpectaclePrescriptionReport|MacularGridThicknessAndVolumeReport",
+    "OPT": r"OphthalmicTomographyImage|OphthalmicOpticalCoherenceTomography\w+",
+    "OP": r"(WideField)?Ophthalmic\w+|StereometricRelationship|CornealTopographyMap|"
+    r"IntraocularLensCalculations|"
+    r"(Lensometry|Autorefraction|Keratometry|SubjectiveRefraction|VisualAcuity)Measurements|"
+    r"SpectaclePrescriptionReport|MacularGridThicknessAndVolumeReport",
+    "PR": r"\w+PresentationState",
+    "SEG": r"\w*Segmentation",
+    "REG": r"(Deformable)?SpatialRegistration",
+    "FID": r"SpatialFiducials",
+    "RWV": r"RealWorldValueMapping",
+    "ASMT": r"ContentAssessmentResults",
+    "OSS": r"SurfaceScan\w+",
+    "M3D": r"Encapsulated(STL|OBJ|MTL)",
+    "DOC": r"Encapsulated\w+",
+    "ECG": r"\w+ECGWaveform",
+    "HD": r"HemodynamicWaveform|ArterialPulseWaveform",
+    "EPS": r"CardiacElectrophysiologyWaveform",
+    "AU": r"\w+AudioWaveform",
+    "RESP": r"(Multichannel)?RespiratoryWaveform",
+    "EEG": r"\w+ElectroencephalogramWaveform",
+    "EMG": r"ElectromyogramWaveform",
+    "EOG": r"ElectrooculogramWaveform",
+    "POS": r"BodyPositionWaveform",
+    "WAVEFORM": r"\w*Waveform",
+    "RTIMAGE": r"RTImage|ContinuousRTImage",
+    "RTDOSE": r"RTDose",
+    "RTSTRUCT": r"RTStructureSet",
+    "RTPLAN": r"RT(Ion)?Plan",
+    "RTRECORD": r"RT\w+TreatmentRecord|RTTreatmentSummaryRecord",
+    "RT": r"RT\w+|ContinuousRTImage|\w+Radiation(Record)?",
+    "CTPROTOCOL": r"CTPerformedProcedureProtocol",
+    "XAPROTOCOL": r"XAPerformedProcedureProtocol",
+}
+
+
+def _members(family: str) -> frozenset[str]:
+    matches = re.compile(rf"((LegacyConverted)?Enhanced)?({family}){_VARIANT}").fullmatch
+    return frozenset(uid for uid in STORAGE_SOP_CLASSES if matches(_KEYWORDS[uid]))
+
+
+MODALITY_GROUPS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {group: _members(family) for group, family in _FAMILIES.items()}
+)
+"""Name of a group ("CT") -> the UIDs of its storage SOP classes: plain, enhanced, multi-frame, for processing
+and for presentation, retired. Classes that belong to no modality (raw data, parametric maps, standalone
+overlays) or to no patient (DICOS, DICONDE) are in none: they are named by keyword."""
+
+_GROUP_OF: dict[str, str] = {
+    uid: group for group, members in reversed(list(MODALITY_GROUPS.items())) for uid in members
+}
+
+# What an operator may write, in lower case -> UIDs.
+_SOP_CLASS_NAMES: dict[str, frozenset[str]] = {
+    "all": frozenset(STORAGE_SOP_CLASSES),
+    **{group.lower(): members for group, members in MODALITY_GROUPS.items()},
+    **{_KEYWORDS[uid].lower(): frozenset((uid,)) for uid in STORAGE_SOP_CLASSES},
+    **{uid: frozenset((uid,)) for uid in STORAGE_SOP_CLASSES},
+}
+_TRANSFER_SYNTAX_NAMES: dict[str, str] = {
+    **{_KEYWORDS[uid].lower(): uid for uid in TRANSFER_SYNTAXES},
+    **{uid: uid for uid in TRANSFER_SYNTAXES},
+}
+
+# A UID (PS3.5 §9.1) that was not given out by the standard.
+_is_private_uid = re.compile(r"(?=.{5,64}\Z)(?!1\.2\.840\.10008(\.|\Z))[0-2](\.(0|[1-9][0-9]*))+").fullmatch
+
+
+def modality_group(sop_class_uid: str) -> str | None:
+    """The narrowest group that a storage SOP class is in ("XA" before "XR"), or None. For log lines."""
+    return _GROUP_OF.get(sop_class_uid)
+
+
+def resolve_sop_classes(names: Iterable[str]) -> frozenset[str]:
+    """UIDs of the storage SOP classes meant by modality groups, keywords (in any case), UIDs and "all".
+
+    A UID outside the standard's own root is taken at its word: private SOP classes are in no dictionary.
+    Raises ValueError, one line, which names the first name that is unknown and the nearest known one.
+    """
+    resolved: set[str] = set()
+    for name in names:
+        members = _SOP_CLASS_NAMES.get(name.lower())
+        if members is not None:
+            resolved |= members
+        elif _is_private_uid(name):
+            resolved.add(name)
+        else:
+            raise _unknown(
+                name, "a modality group, a storage SOP class (keyword or UID) or 'all'", _SOP_CLASS_NAMES
+            )
+    return frozenset(resolved)
+
+
+def resolve_transfer_syntaxes(names: Iterable[str]) -> tuple[str, ...]:
+    """UIDs of the transfer syntaxes meant by keywords (in any case) and UIDs, in order, without repetitions.
+
+    Raises ValueError, one line, which names the first name that is unknown and the nearest known one.
+    """
+    resolved: dict[str, None] = {}
+    for name in names:
+        uid = _TRANSFER_SYNTAX_NAMES.get(name.lower())
+        if uid is None:
+            raise _unknown(name, "a transfer syntax (keyword or UID)", _TRANSFER_SYNTAX_NAMES)
+        resolved[uid] = None
+    return tuple(resolved)
+
+
+def _unknown(name: str, expected: str, known: Iterable[str]) -> ValueError:
+    nearest = difflib.get_close_matches(name.lower()[:100], list(known), n=1)
+    hint = f" (nearest known: {_spelled(nearest[0])})" if nearest else ""
+    return ValueError(f"expected {expected}, got {name!r:.60}{hint}")
+
+
+def _spelled(name: str) -> str:
+    """A name as the standard spells it, from its lower case form."""
+    spellings = (*MODALITY_GROUPS, *_KEYWORDS.values())
+    return next((spelling for spelling in spellings if spelling.lower() == name), name)
