@@ -1,0 +1,102 @@
+"""What the layers may know of each other: the protocol of its user, and the services of storage."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from twisted.internet.defer import Deferred
+from zope.interface import Interface
+
+from storescp.dataset_head import Head
+from storescp.dimse import Status
+from storescp.negotiation import AcceptedContext
+from storescp.pdu import Fragment
+
+
+class Origin(NamedTuple):
+    """What is known of an instance before its data set: from the command set and the association."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae_title: str
+    called_ae_title: str
+
+
+class Outcome(NamedTuple):
+    """How the storing of one instance ended.
+
+    ``comment`` says why it failed, in words fit for the peer. ``size`` is the length of the data set in
+    bytes, ``path`` where it lies under the storage directory; ``head`` is None when it could not be read.
+    """
+
+    status: Status
+    comment: str
+    size: int
+    path: str
+    head: Head | None
+
+
+class IFlow(Interface):
+    """Back-pressure: told how many bytes wait for storage on behalf of one association."""
+
+    def held(size: int) -> None:
+        """*size* more bytes are kept in memory."""
+
+    def released(size: int) -> None:
+        """*size* bytes of those are not kept any longer."""
+
+
+class IIncomingInstance(Interface):
+    """An instance on its way to storage."""
+
+    def write(data: memoryview) -> None:
+        """Take the next piece of the data set. Nothing is copied; never blocks."""
+
+    def finish() -> Deferred[Outcome]:
+        """The data set is complete: fires when the instance is stored or has failed to be; no errback."""
+
+    def cancel() -> None:
+        """The rest will not come: leave no trace."""
+
+
+class IInstanceStore(Interface):
+    """Where instances go."""
+
+    def begin(origin: Origin, flow: IFlow) -> IIncomingInstance:
+        """An instance begins."""
+
+
+class IAssociation(IFlow):
+    """What the services see of an association.
+
+    ``contexts`` are the accepted presentation contexts by ID. ``can_send`` tells whether a response can
+    still be sent.
+    """
+
+    calling_ae_title: str
+    called_ae_title: str
+    address: str
+    contexts: dict[int, AcceptedContext]
+    can_send: bool
+
+    def send_command(presentation_context_id: int, data: bytes) -> None:
+        """Send an encoded command set."""
+
+    def idle() -> None:
+        """The user has no request left to answer: a release that waited for that goes on."""
+
+
+class IAssociationUser(Interface):
+    """The services on one association: the user of the upper layer service.
+
+    ``busy`` tells whether requests are being worked on.
+    """
+
+    busy: bool
+
+    def fragment_received(fragment: Fragment) -> None:
+        """A fragment arrived. Raises ProtocolViolation when it makes no message."""
+
+    def association_ended() -> None:
+        """Nothing more comes, and nothing can be sent."""

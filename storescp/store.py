@@ -1,0 +1,405 @@
+"""Storage of instances: :class:`~storescp.interfaces.IInstanceStore` over files, index and threads.
+
+What belongs here: the life of one instance between its first fragment and its status, and the one place
+where a failure becomes a Status. An instance is final when its file has its name and its row is committed;
+until then every failure takes both back.
+
+A name that is being given is claimed. Whoever else wants it waits for the outcome, so that a duplicate is
+never judged by a file that is about to be taken back.
+"""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import time
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from storescp import dataset_head as tags
+from storescp.config import Duplicate
+from storescp.dataset_head import Head, HeadError, HeadReader
+from storescp.dimse import Status
+from storescp.index import Index, IndexUnavailable, ReceivedInstance
+from storescp.interfaces import IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
+from storescp.naming import Naming, UnsafeUID, relative_path
+from storescp.part10 import FileMeta, StorageDirectory, UnnamedFile
+from storescp.worker import GroupCommit, Worker
+
+#: Bytes that make a hop to a thread worth while; an object below this makes just one.
+BATCH_BYTES = 1024 * 1024
+
+#: What a piece costs beside its bytes, so that a data set in crumbs is bounded like any other.
+PIECE_OVERHEAD = 1024
+
+
+class Mismatch(ValueError):
+    """The data set is not of the SOP class or instance that the command named."""
+
+
+class MissingUID(ValueError):
+    """The data set lacks a UID without which an instance has no place."""
+
+
+class DuplicateInstance(Exception):
+    """The instance is stored already, and the policy is to say so."""
+
+
+@implementer(IInstanceStore)
+class InstanceStore:
+    """Stores instances under *directory* and enters them into *index* (None: no index)."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: IReactorFromThreads,
+        directory: StorageDirectory,
+        index: Index | None,
+        *,
+        naming: Naming,
+        duplicate: Duplicate,
+        threads: int,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory = directory
+        self.naming = naming
+        self.duplicate = duplicate
+        self.wall_clock = wall_clock
+        self.worker: Worker[IncomingInstance] = Worker(reactor, self._run, self._done, threads=threads)
+        self._commit = GroupCommit(index.add) if index is not None else None
+        self._claims: dict[str, list[IncomingInstance]] = {}
+        self._claims_lock = threading.Lock()
+        self._metas: dict[tuple[str, str, str, str], FileMeta] = {}
+
+    def begin(self, origin: Origin, flow: IFlow) -> IIncomingInstance:
+        """See IInstanceStore."""
+        return IncomingInstance(self, origin, flow)
+
+    def file_meta(self, origin: Origin) -> bytes:
+        """The beginning of the file of an instance."""
+        key = (
+            origin.sop_class_uid,
+            origin.transfer_syntax_uid,
+            origin.calling_ae_title,
+            origin.called_ae_title,
+        )
+        meta = self._metas.get(key)
+        if meta is None:
+            if len(self._metas) >= 1000:
+                self._metas.clear()
+            meta = self._metas[key] = FileMeta(*key)
+        return meta.encode(origin.sop_instance_uid)
+
+    # -- on a worker's thread --
+
+    def _run(self, jobs: list[IncomingInstance]) -> list[IncomingInstance]:
+        complete = []
+        for job in jobs:
+            try:
+                if job.take_chunk():
+                    complete.append(job)
+            except Exception as error:  # noqa: BLE001 - whatever it is becomes this instance's status
+                job.fail(error)
+        if not complete:
+            return jobs
+        claimed = [job for job in complete if self._claim(job)]
+        try:
+            self._store(claimed)
+        finally:
+            again = self._release(claimed)
+        for job in again:
+            self.worker.put_again(job)
+        if len(claimed) == len(complete):
+            return jobs
+        parked = {id(job) for job in complete} - {id(job) for job in claimed}
+        return [job for job in jobs if id(job) not in parked]
+
+    def _claim(self, job: IncomingInstance) -> bool:
+        with self._claims_lock:
+            waiting = self._claims.get(job.path)
+            if waiting is None:
+                self._claims[job.path] = []
+                return True
+            waiting.append(job)
+            return False
+
+    def _release(self, jobs: list[IncomingInstance]) -> list[IncomingInstance]:
+        with self._claims_lock:
+            return [waiting for job in jobs for waiting in self._claims.pop(job.path)]
+
+    def _store(self, jobs: list[IncomingInstance]) -> None:
+        """Give *jobs* their names and rows, together; each ends stored or failed."""
+        named = []
+        for job in jobs:
+            try:
+                if self._name(job):
+                    named.append(job)
+            except Exception as error:  # noqa: BLE001 - whatever it is becomes this instance's status
+                job.fail(error)
+        if named:
+            try:
+                self.directory.sync_directories(job.path for job in named)
+                if self._commit is not None:
+                    self._commit.add([job.row() for job in named])
+            except Exception as error:  # noqa: BLE001 - whatever it is becomes this instance's status
+                for job in named:
+                    job.fail(error)
+                    self._take_back(job)
+        for job in jobs:
+            job.settle()
+
+    def _name(self, job: IncomingInstance) -> bool:
+        assert job.file is not None
+        if self.directory.sync:
+            job.file.sync()
+        try:
+            self.directory.name(job.file, job.path)
+        except FileExistsError:
+            if self.duplicate is Duplicate.REPLACE:
+                job.replaced = self.directory.replace(job.file, job.path)
+                return True
+            if self.duplicate is Duplicate.REJECT:
+                raise DuplicateInstance(job.path) from None
+            return False
+        return True
+
+    def _take_back(self, job: IncomingInstance) -> None:
+        try:
+            if job.replaced is not None:
+                self.directory.restore(job.replaced, job.path)
+                job.replaced = None
+            else:
+                self.directory.remove(job.path)
+        except OSError as error:
+            job.error = error  # the worse of the two: a file without its row stays
+
+    # -- on the reactor's thread --
+
+    def _done(self, job: IncomingInstance) -> None:
+        job.chunk_done()
+
+    def outcome_of(self, error: Exception) -> tuple[Status, str]:
+        """The status that *error* earns, and the comment that goes with it."""
+        if isinstance(error, DuplicateInstance):
+            return Status.DUPLICATE_SOP_INSTANCE, "the instance is stored already"
+        if isinstance(error, Mismatch):
+            return Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, str(error)
+        if isinstance(error, HeadError | MissingUID | UnsafeUID):
+            return Status.CANNOT_UNDERSTAND, str(error)
+        if isinstance(error, OSError):
+            self.log.error("cannot store: {error}", error=error)
+            return Status.OUT_OF_RESOURCES, error.strerror or "write error"
+        if isinstance(error, IndexUnavailable):
+            self.log.error("cannot store: {error}", error=error)
+            return Status.OUT_OF_RESOURCES, "the index is unavailable"
+        self.log.failure("an instance could not be stored", Failure(error))
+        return Status.PROCESSING_FAILURE, "internal error"
+
+
+@implementer(IIncomingInstance)
+class IncomingInstance:
+    """One instance. It belongs to the reactor's thread, but while a chunk is out, ``chunk`` and what
+    stands under it belong to the worker's.
+    """
+
+    __slots__ = (
+        "_cancelled",
+        "_complete",
+        "_finished",
+        "_flow",
+        "_held",
+        "_pieces",
+        "_running",
+        "_size",
+        "_store",
+        "chunk",
+        "chunk_held",
+        "error",
+        "file",
+        "final",
+        "head",
+        "origin",
+        "path",
+        "reader",
+        "received_at",
+        "replaced",
+    )
+
+    def __init__(self, store: InstanceStore, origin: Origin, flow: IFlow) -> None:
+        self._store = store
+        self._flow = flow
+        self._pieces: list[bytes | memoryview] = []
+        self._held = 0
+        self._size = 0
+        self._complete = False
+        self._cancelled = False
+        self._running = False
+        self._finished: Deferred[Outcome] = Deferred()
+        self.origin = origin
+        self.chunk: list[bytes | memoryview] = []
+        self.chunk_held = 0
+        self.final = False
+        self.error: Exception | None = None
+        self.file: UnnamedFile | None = None
+        self.reader: HeadReader | None = HeadReader(origin.transfer_syntax_uid)
+        self.head: Head | None = None
+        self.path = ""
+        self.received_at = 0.0
+        self.replaced: str | None = None
+
+    # -- on the reactor's thread --
+
+    def write(self, data: memoryview) -> None:
+        """See IIncomingInstance."""
+        size = len(data)
+        self._size += size
+        if self.error is not None and not self._running:
+            return
+        size += PIECE_OVERHEAD
+        self._pieces.append(data)
+        self._held += size
+        self._flow.held(size)
+        if self._held >= BATCH_BYTES and not self._running:
+            self._submit()
+
+    def finish(self) -> Deferred[Outcome]:
+        """See IIncomingInstance."""
+        self._complete = True
+        if not self._running:
+            self._submit()
+        return self._finished
+
+    def cancel(self) -> None:
+        """See IIncomingInstance."""
+        self._cancelled = True
+        self._drop()
+        if not self._running and self.file is not None:
+            self._submit()  # closing a large file can take a while: not here
+
+    def chunk_done(self) -> None:
+        """The worker is through with the chunk."""
+        self._flow.released(self.chunk_held)  # which may bring more at once: before the chunk is given up
+        self._running = False
+        if self._cancelled:
+            if self.file is not None:
+                self._submit()
+        elif self.final:
+            self._finished.callback(self._outcome())
+        elif self.error is not None:
+            self._drop()
+            if self._complete:
+                self._finished.callback(self._outcome())
+        elif self._complete or self._held >= BATCH_BYTES:
+            self._submit()
+
+    def _submit(self) -> None:
+        if self._complete and self.error is not None:
+            self._finished.callback(self._outcome())
+            return
+        self._running = True
+        self.final = self._complete and not self._cancelled
+        self.chunk, self._pieces = self._pieces, []
+        self.chunk_held, self._held = self._held, 0
+        self._store.worker.put(self)
+
+    def _drop(self) -> None:
+        held, self._held = self._held, 0
+        self._pieces = []
+        self._flow.released(held)
+
+    def _outcome(self) -> Outcome:
+        status, comment = Status.SUCCESS, ""
+        if self.error is not None:
+            status, comment = self._store.outcome_of(self.error)
+        return Outcome(status, comment, self._size, self.path, self.head)
+
+    # -- on a worker's thread --
+
+    def take_chunk(self) -> bool:
+        """Write the chunk; true when the file is complete and has to be stored. Raises what failed."""
+        if self._cancelled:
+            self.settle()
+            return False
+        chunk, self.chunk = self.chunk, []
+        if self.reader is not None:
+            for piece in chunk:
+                if self.reader.feed(piece):
+                    self._identify(self.reader)
+                    break
+            else:
+                if self.final:
+                    self._identify(self.reader)
+        if self.file is None:
+            self.file = self._store.directory.create()
+            chunk.insert(0, self._store.file_meta(self.origin))
+        if chunk:
+            self.file.write(chunk)
+        return self.final
+
+    def row(self) -> ReceivedInstance:
+        """What the index is to know."""
+        assert self.head is not None and self.file is not None
+        origin = self.origin
+        return ReceivedInstance(
+            self.head,
+            origin.sop_class_uid,
+            origin.sop_instance_uid,
+            origin.transfer_syntax_uid,
+            self.path,
+            self.file.size,
+            origin.calling_ae_title,
+            self.received_at,
+        )
+
+    def fail(self, error: Exception) -> None:
+        """*error* is how this ends."""
+        self.error = error
+        self.settle()
+
+    def settle(self) -> None:
+        """Let go of the file: what has no name now is gone."""
+        file, self.file = self.file, None
+        try:
+            if file is not None:
+                file.close()
+            if self.replaced is not None and self.error is None:
+                self._store.directory.forget(self.replaced)
+        except OSError as error:
+            # Nothing that an answer depends on: a hidden name stays until the next start removes it.
+            self._store.log.warn("cannot clean up: {error}", error=error)
+
+    def _identify(self, reader: HeadReader) -> None:
+        self.reader = None
+        head = self.head = reader.finish()
+        origin = self.origin
+        sop_class, instance = head.uid(tags.SOP_CLASS_UID), head.uid(tags.SOP_INSTANCE_UID)
+        study, series = head.uid(tags.STUDY_INSTANCE_UID), head.uid(tags.SERIES_INSTANCE_UID)
+        for name, uid in (
+            ("SOP Class UID", sop_class),
+            ("SOP Instance UID", instance),
+            ("Study Instance UID", study),
+            ("Series Instance UID", series),
+        ):
+            if uid is None:
+                raise MissingUID(f"the data set has no {name}")
+        assert instance is not None and study is not None and series is not None
+        if sop_class != origin.sop_class_uid:
+            raise Mismatch("SOP Class UID differs from the command's")
+        if instance != origin.sop_instance_uid:
+            raise Mismatch("SOP Instance UID differs from the command's")
+        self.received_at = self._store.wall_clock()
+        date = head.raw.get(tags.STUDY_DATE)
+        self.path = relative_path(
+            self._store.naming,
+            study_instance_uid=study,
+            series_instance_uid=series,
+            sop_instance_uid=instance,
+            study_date=date.decode("latin-1").strip("\0 ") if date is not None else None,
+            received=datetime.date.fromtimestamp(self.received_at),
+        )

@@ -1,0 +1,164 @@
+"""Blocking work on threads of our own: the only module that has any.
+
+What belongs here: how work travels to threads and back, not what it is. A hop between threads costs more
+than the storing of a small object, so jobs travel in company: a thread takes all that wait, and all that is
+finished comes back by one call into the reactor.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Generic, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+
+Job = TypeVar("Job")
+
+
+class Worker(Generic[Job]):
+    """Threads that run batches of jobs.
+
+    ``run`` is called on a thread with the jobs taken together (at most ``batch``) and returns those that
+    are finished; the others it must give to :meth:`put_again` later. ``done`` is called on the reactor's
+    thread with each finished job. Neither may raise.
+    """
+
+    def __init__(
+        self,
+        reactor: IReactorFromThreads,
+        run: Callable[[list[Job]], list[Job]],
+        done: Callable[[Job], None],
+        *,
+        threads: int,
+        batch: int = 64,
+    ) -> None:
+        self.outstanding = 0
+        self._reactor = reactor
+        self._run = run
+        self._done = done
+        self._batch = batch
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._finished: list[Job] = []
+        self._lock = threading.Lock()
+        self._drained: list[Deferred[None]] = []
+        self._threads = [
+            threading.Thread(target=self._work, name=f"storescp-worker-{number}", daemon=True)
+            for number in range(threads)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def put(self, job: Job) -> None:
+        """Have *job* run. To be called on the reactor's thread."""
+        self.outstanding += 1
+        self._jobs.put(job)
+
+    def put_again(self, job: Job) -> None:
+        """Run a job once more that was not finished. To be called from ``run``."""
+        self._jobs.put(job)
+
+    def drained(self) -> Deferred[None]:
+        """Fires as soon as no job is outstanding."""
+        deferred: Deferred[None] = Deferred()
+        if self.outstanding:
+            self._drained.append(deferred)
+        else:
+            deferred.callback(None)
+        return deferred
+
+    def stop(self) -> None:
+        """End the threads; call it when drained. Blocks only for as long as they need to wake up."""
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def turn(self) -> bool:
+        """Wait for a job, and run it with those that wait too; false once it is time to end.
+
+        The threads call nothing else. Without any (``threads=0``) somebody else may: a test, step by step.
+        """
+        job = self._jobs.get()
+        if job is None:
+            return False
+        jobs = [job]
+        try:
+            while len(jobs) < self._batch:
+                following = self._jobs.get_nowait()
+                if following is None:
+                    self._jobs.put(None)
+                    break
+                jobs.append(following)
+        except Empty:
+            pass
+        finished = self._run(jobs)
+        if finished:
+            with self._lock:
+                first = not self._finished
+                self._finished += finished
+            if first:
+                self._reactor.callFromThread(self._deliver)
+        return True
+
+    def _work(self) -> None:
+        while self.turn():
+            pass
+
+    def _deliver(self) -> None:
+        with self._lock:
+            finished, self._finished = self._finished, []
+        self.outstanding -= len(finished)
+        for job in finished:
+            self._done(job)
+        if not self.outstanding:
+            drained, self._drained = self._drained, []
+            for deferred in drained:
+                deferred.callback(None)
+
+
+class _Group(Generic[Job]):
+    def __init__(self) -> None:
+        self.items: list[Job] = []
+        self.ended = threading.Event()
+        self.error: Exception | None = None
+
+
+class GroupCommit(Generic[Job]):
+    """Lets threads that want the same thing committed at the same moment share one commit.
+
+    The first one in commits for all that came while it waited for its turn. ``commit`` is called by one
+    thread at a time; what it raises is raised to everyone in the group.
+    """
+
+    def __init__(self, commit: Callable[[list[Job]], None]) -> None:
+        self._commit = commit
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._open: _Group[Job] | None = None
+
+    def add(self, items: list[Job]) -> None:
+        """Blocks until *items* are committed."""
+        with self._lock:
+            group = self._open
+            if leading := group is None:
+                group = self._open = _Group()
+            group.items += items
+        if leading:
+            with self._turn:
+                with self._lock:
+                    self._open = None
+                try:
+                    self._commit(group.items)
+                except Exception as error:  # noqa: BLE001 - handed on to every thread in the group
+                    group.error = error
+                finally:
+                    group.ended.set()
+        else:
+            group.ended.wait()
+        if group.error is not None:
+            raise group.error

@@ -1,0 +1,240 @@
+"""storescp.worker: batches of jobs on threads, and commits that are shared."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from storescp.worker import GroupCommit, Worker
+from tests.conversation import MemoryReactor
+
+
+class WorkerTests(SynchronousTestCase):
+    """A worker without threads, turned by hand."""
+
+    def setUp(self) -> None:
+        self.reactor = MemoryReactor()
+        self.batches: list[list[int]] = []
+        self.done: list[int] = []
+        self.unfinished: set[int] = set()
+
+    def worker(self, batch: int = 64) -> Worker[int]:
+        return Worker(self.reactor, self.run_batch, self.done.append, threads=0, batch=batch)
+
+    def run_batch(self, jobs: list[int]) -> list[int]:
+        self.batches.append(jobs)
+        return [job for job in jobs if job not in self.unfinished]
+
+    def test_batches(self) -> None:
+        """A thread takes all jobs that wait, up to the size of a batch, in their order."""
+        worker = self.worker(batch=3)
+        for job in range(5):
+            worker.put(job)
+        self.assertTrue(worker.turn() and worker.turn())
+        self.assertEqual(self.batches, [[0, 1, 2], [3, 4]])
+
+    def test_one_call_for_all(self) -> None:
+        """What was finished before the reactor came round is delivered by one call into it."""
+        worker = self.worker(batch=1)
+        for job in range(3):
+            worker.put(job)
+            worker.turn()
+        self.assertEqual(self.done, [])
+        self.assertEqual(len(self.reactor.calls), 1)
+        self.reactor.turn()
+        self.assertEqual(self.done, [0, 1, 2])
+        worker.put(3)
+        worker.turn()
+        self.reactor.turn()
+        self.assertEqual(self.done, [0, 1, 2, 3])
+
+    def test_put_again(self) -> None:
+        """A job that was not finished is outstanding until it is, at another run."""
+        worker = self.worker()
+        self.unfinished = {1}
+        worker.put(0)
+        worker.put(1)
+        worker.turn()
+        self.reactor.turn()
+        self.assertEqual((self.done, worker.outstanding), ([0], 1))
+        drained = worker.drained()
+        self.unfinished = set()
+        worker.put_again(1)
+        worker.turn()
+        self.assertNoResult(drained)
+        self.reactor.turn()
+        self.successResultOf(drained)
+        self.assertEqual((self.done, worker.outstanding), ([0, 1], 0))
+
+    def test_end_within_a_batch(self) -> None:
+        """The end that a thread comes upon behind its jobs is left for the next turn, its own or another's."""
+        worker = self.worker()
+        worker.put(0)
+        worker._jobs.put(None)
+        self.assertTrue(worker.turn())
+        self.assertEqual(worker._jobs.qsize(), 1)
+        self.assertFalse(worker.turn())
+
+    def test_drained(self) -> None:
+        """A worker without jobs is drained at once; one that is given more in the end is not drained yet."""
+        worker = self.worker()
+        self.successResultOf(worker.drained())
+        more = [1]
+
+        def done(job: int) -> None:
+            if more:
+                worker.put(more.pop())
+
+        worker = Worker(self.reactor, self.run_batch, done, threads=0)
+        worker.put(0)
+        drained = [worker.drained(), worker.drained()]
+        worker.turn()
+        self.reactor.turn()
+        self.assertNoResult(drained[0])
+        worker.turn()
+        self.reactor.turn()
+        for deferred in drained:
+            self.successResultOf(deferred)
+
+
+class ThreadTests(TestCase):
+    """Real threads, and the real reactor."""
+
+    def start(
+        self, run: Callable[[list[int]], list[int]], done: Callable[[int], None], threads: int
+    ) -> Worker[int]:
+        worker = Worker(IReactorFromThreads(reactor), run, done, threads=threads, batch=1)
+        worker.start()
+        self.addCleanup(worker.stop)
+        return worker
+
+    def test_every_job_is_done_once(self) -> Deferred[None]:
+        """Jobs are run off the reactor's thread, and each is delivered once, on it."""
+        here = threading.get_ident()
+        ran: list[int] = []
+        done: list[tuple[int, int]] = []
+
+        def run(jobs: list[int]) -> list[int]:
+            ran.append(threading.get_ident())
+            return jobs
+
+        worker = self.start(run, lambda job: done.append((job, threading.get_ident())), 3)
+        for job in range(500):
+            worker.put(job)
+
+        def check(_: None) -> None:
+            self.assertEqual(sorted(done), [(job, here) for job in range(500)])
+            self.assertNotIn(here, ran)
+
+        return worker.drained().addCallback(check)
+
+    def test_threads_work_at_the_same_time(self) -> Deferred[None]:
+        """Two threads run two jobs side by side: each waits here for the other."""
+        meeting = threading.Barrier(2, timeout=30)
+
+        def run(jobs: list[int]) -> list[int]:
+            meeting.wait()
+            return jobs
+
+        worker = self.start(run, lambda job: None, 2)
+        worker.put(0)
+        worker.put(1)
+        return worker.drained()
+
+    def test_stop(self) -> None:
+        """stop() ends all threads, even when one of them is given the ends of all."""
+        for _ in range(20):
+            worker: Worker[int] = Worker(
+                IReactorFromThreads(reactor), lambda jobs: jobs, lambda job: None, threads=4, batch=64
+            )
+            worker.start()
+            worker.stop()
+            self.assertFalse(any(thread.is_alive() for thread in worker._threads))
+
+
+class GroupCommitTests(TestCase):
+    """Commits of several threads."""
+
+    def test_alone(self) -> None:
+        """A thread alone commits its own items, each time."""
+        commits: list[list[int]] = []
+        group = GroupCommit(commits.append)
+        group.add([1, 2])
+        group.add([3])
+        self.assertEqual(commits, [[1, 2], [3]])
+
+    def test_error_alone(self) -> None:
+        """What the commit raises is raised, and the next one is tried."""
+        commits: list[list[int]] = []
+
+        def commit(items: list[int]) -> None:
+            commits.append(items)
+            if len(commits) == 1:
+                raise ValueError("once")
+
+        group = GroupCommit(commit)
+        self.assertRaises(ValueError, group.add, [1])
+        group.add([2])
+        self.assertEqual(commits, [[1], [2]])
+
+    def share(self, error: Exception | None) -> tuple[list[list[int]], Deferred[list[str]]]:
+        """Five threads add an item each during the first commit; the second one ends in *error*."""
+        commits: list[list[int]] = []
+        came: SimpleQueue[None] = SimpleQueue()
+        go_on = threading.Event()
+
+        def commit(items: list[int]) -> None:
+            commits.append(list(items))
+            if len(commits) == 1:
+                came.put(None)
+                go_on.wait(30)
+            elif error is not None:
+                raise error
+
+        group = GroupCommit(commit)
+        results: list[Deferred[str]] = []
+
+        def add(item: int, result: Deferred[str]) -> None:
+            try:
+                group.add([item])
+            except ValueError as raised:
+                outcome = str(raised)
+            else:
+                outcome = "committed"
+            IReactorFromThreads(reactor).callFromThread(result.callback, outcome)
+
+        def start(item: int) -> None:
+            results.append(Deferred())
+            thread = threading.Thread(target=add, args=(item, results[-1]))
+            thread.start()
+            self.addCleanup(thread.join)
+
+        start(0)
+        came.get(timeout=30)
+        for item in (1, 2, 3, 4, 5):
+            start(item)
+        while group._open is None or len(group._open.items) < 5:
+            pass  # they are on their way; nobody else can be, for the first commit is under way
+        go_on.set()
+        return commits, gatherResults(results)
+
+    def test_sharing(self) -> Deferred[None]:
+        """All that come while a commit is under way share the next one."""
+        commits, results = self.share(None)
+
+        def check(outcomes: list[str]) -> None:
+            self.assertEqual(outcomes, ["committed"] * 6)
+            self.assertEqual([sorted(items) for items in commits], [[0], [1, 2, 3, 4, 5]])
+
+        return results.addCallback(check)
+
+    def test_error_to_all(self) -> Deferred[None]:
+        """An error is raised to everyone who shared the commit, and to nobody else."""
+        _, results = self.share(ValueError("disk full"))
+        return results.addCallback(self.assertEqual, ["committed"] + ["disk full"] * 5)
