@@ -1,0 +1,130 @@
+"""Where log events become text: one line an event, many lines a write.
+
+What belongs here: the observer that twistd is given in the place of its own. Twisted's spends more time on
+the line about a small image than the server does on storing it: most of that on the time stamp, and on a
+write for each line.
+"""
+
+from __future__ import annotations
+
+import atexit
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from twisted.internet.base import ReactorBase
+from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, formatEvent
+from twisted.python import threadable
+from twisted.python.logfile import LogFile
+from zope.interface import implementer
+
+#: Seconds that a line may wait for others to be written with it.
+DELAY = 0.05
+
+
+class LineSink(Protocol):
+    """A text file, or Twisted's LogFile."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> None: ...
+
+
+@implementer(ILogObserver)
+class LineObserver:
+    """Writes events of *level* and above to *out*, as ``time [namespace#level] text``.
+
+    Lines are collected, and *schedule* is given what hands them all over, to be called soon. Without it, and
+    with warnings and worse, that happens at once. Any thread may log.
+    """
+
+    def __init__(
+        self,
+        out: LineSink,
+        level: LogLevel,
+        schedule: Callable[[Callable[[], None]], object] | None = None,
+    ) -> None:
+        self._out = out
+        self._levels = frozenset(name for name in LogLevel.iterconstants() if name >= level)
+        self._schedule = schedule
+        self._lines: list[str] = []
+        self._second = -1
+        self._stamp = ("", "")
+
+    def __call__(self, event: LogEvent) -> None:
+        level = event.get("log_level", LogLevel.info)
+        if level not in self._levels:
+            return
+        text = _text(event)
+        line = (
+            f"{self._time(event['log_time'])} [{event.get('log_namespace', '-')}#{level.name}] "
+            + text.replace("\n", "\n\t")
+            + "\n"
+        )
+        first = not self._lines
+        self._lines.append(line)
+        if self._schedule is None or level >= LogLevel.warn:
+            self.flush()
+        elif first:
+            self._schedule(self.flush)
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        lines, self._lines = self._lines, []
+        if lines:
+            self._out.write("".join(lines))
+            self._out.flush()
+
+    def _time(self, seconds: float) -> str:
+        """ISO 8601, local time with its offset, to the millisecond: formatted once a second."""
+        whole = int(seconds)
+        if whole != self._second:
+            local = time.localtime(whole)
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", local), time.strftime("%z", local)
+            self._second = whole
+        head, zone = self._stamp
+        return f"{head}.{int((seconds - whole) * 1000):03d}{zone}"
+
+
+def observer_for_twistd(
+    options: Mapping[str, object], level: LogLevel, reactor: ReactorBase
+) -> LineObserver | None:
+    """The observer for twistd's own *options*; None when they ask for syslog or another logger.
+
+    Goes where twistd's would go, which includes SIGUSR1 to begin a new file.
+    """
+    if options.get("logger") or options.get("syslog"):
+        return None
+    name = options.get("logfile")
+    if options.get("nodaemon") and name in (None, "", "-"):
+        out: LineSink = sys.stdout
+    elif name == "-":
+        return None  # twistd says that daemons cannot log to stdout
+    else:
+        out = file = LogFile.fromFullPath(str(name or "twistd.log"))
+        if not signal.getsignal(signal.SIGUSR1):
+            signal.signal(signal.SIGUSR1, lambda number, frame: reactor.callFromThread(file.rotate))
+
+    def schedule(flush: Callable[[], None]) -> None:
+        if reactor.running and threadable.isInIOThread():
+            reactor.callLater(DELAY, flush)
+        else:
+            flush()
+
+    observer = LineObserver(out, level, schedule)
+    atexit.register(observer.flush)  # what was said last, when no reactor runs any more
+    return observer
+
+
+def _text(event: LogEvent) -> str:
+    if "log_failure" in event or "log_traceback" in event or "isError" in event:
+        return eventAsText(event, includeTimestamp=False, includeSystem=False)
+    template = event.get("log_format")
+    if template is not None and "()" not in template:
+        try:
+            return str(template).format_map(event)
+        except Exception:  # noqa: BLE001 - Twisted's formatter takes anything, and explains what it cannot
+            pass
+    return formatEvent(event)

@@ -1,0 +1,479 @@
+"""DICOM associations on Twisted transports: bytes, timers, limits, and the ordered end.
+
+What belongs here: the thin adapter between a transport and :class:`~storescp.upper_layer.UpperLayer`. What
+messages mean is the business of the association's user (:mod:`storescp.scp`).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import (
+    IAddress,
+    IConsumer,
+    IDelayedCall,
+    IPushProducer,
+    IReactorTime,
+    ISystemHandle,
+    ITCPTransport,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.tcp import Connection
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from storescp.interfaces import IAssociation, IAssociationUser
+from storescp.negotiation import (
+    LOCAL_LIMIT_EXCEEDED,
+    REJECT_REASONS,
+    AcceptedContext,
+    Policy,
+    accepted_contexts,
+    negotiate,
+)
+from storescp.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ, Fragment, ProtocolViolation
+from storescp.statistics import Statistics
+from storescp.upper_layer import (
+    AbortIndication,
+    AssociateIndication,
+    Indication,
+    ReleaseIndication,
+    State,
+    UpperLayer,
+)
+
+#: What one read takes at most. Measured: 64 KiB and 1 MiB are both slower.
+READ_SIZE = 256 * 1024
+
+#: Bytes that one association may have waiting for storage before its transport is paused, and where it goes on.
+HIGH_WATER = 4 * 1024 * 1024
+LOW_WATER = 1024 * 1024
+
+#: Seconds that a peer has to take our last bytes and close, before the connection is cut.
+CLOSE_TIMEOUT = 10.0
+
+
+UserFactory: TypeAlias = "Callable[[AssociationProtocol], IAssociationUser]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What connections may cost. Times in seconds, 0 for none.
+
+    ``max_pending`` bounds the connections without an association, before one or after.
+    """
+
+    max_assoc: int
+    max_pending: int
+    timeout: float
+    artim_timeout: float
+
+
+class IConnection(ITCPTransport, ISystemHandle, IPushProducer, IConsumer):
+    """What Twisted's stream transports offer, all in one."""
+
+
+@implementer(IAssociation, IPushProducer)
+class AssociationProtocol(Protocol):
+    """One connection of a peer that wants to send instances."""
+
+    log = Logger()
+    transport: IConnection | None
+
+    def __init__(self, factory: AssociationFactory, address: str) -> None:
+        self.parent = factory
+        self.address = address
+        self.calling_ae_title = ""
+        self.called_ae_title = ""
+        self.contexts: dict[int, AcceptedContext] = {}
+        self._upper_layer = UpperLayer(factory.policy.maximum_length)
+        self._user: IAssociationUser | None = None
+        self._clock = factory.clock
+        self._began = self._last_heard = self._clock.seconds()
+        self._artim: IDelayedCall | None = None
+        self._idle: IDelayedCall | None = None
+        self._closing: IDelayedCall | None = None
+        self._unread: IDelayedCall | None = None  # since when the peer does not read what we send
+        self._held = 0
+        self._waits_for_storage = False
+        self._releasing = False
+        self._connected = False
+        self._acknowledge: Callable[[], None] | None = None
+
+    # -- IProtocol, IPushProducer: the transport's side --
+
+    def connectionMade(self) -> None:
+        self._connected = True
+        assert self.transport is not None
+        if isinstance(self.transport, Connection):
+            self.transport.bufferSize = READ_SIZE
+        handle = self.transport.getHandle()
+        if isinstance(handle, socket.socket) and handle.family in (socket.AF_INET, socket.AF_INET6):
+            self.transport.setTcpNoDelay(True)
+            self.transport.setTcpKeepAlive(True)
+            # Senders that write a PDU in two pieces with Nagle's algorithm on (DCMTK, Orthanc) wait with the
+            # second one for our ACK, which the kernel delays by 40 ms unless it is told not to, again and again.
+            self._acknowledge = partial(handle.setsockopt, socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        self.transport.registerProducer(self, True)
+        self.parent.opened(self)
+        self._upper_layer.connection_made()
+        self._flush()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._last_heard = self._clock.seconds()
+        self.parent.statistics.bytes_received += len(data)
+        upper_layer = self._upper_layer
+        upper_layer.receive_data(data)
+        while (indication := upper_layer.next_event()) is not None:
+            if type(indication) is not Fragment:
+                self._indication(indication)
+                continue
+            assert self._user is not None
+            try:
+                self._user.fragment_received(indication)
+            except ProtocolViolation as violation:
+                self._abort(violation.source, violation.reason, str(violation))
+                return
+        self._flush()
+        if self._acknowledge is not None:
+            self._acknowledge()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._connected = False
+        indication = self._upper_layer.connection_lost()
+        if indication is not None:
+            self._indication(indication)
+        elif not self.calling_ae_title:
+            self.log.debug("{address} closed without an association", address=self.address)
+        self._end_association()
+        for timer in (self._artim, self._idle, self._closing, self._unread):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._artim = self._idle = self._closing = self._unread = None
+        self.parent.closed(self)
+
+    def pauseProducing(self) -> None:
+        """The peer does not read our responses: no use in reading more requests, for ever or at all."""
+        if self._unread is None:
+            self._unread = self._clock.callLater(self.parent.limits.timeout or 300, self._cut)
+            self._set_reading()
+
+    def resumeProducing(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+            self._set_reading()
+
+    def stopProducing(self) -> None:
+        """The connection is gone; connectionLost follows."""
+
+    # -- IFlow: the store's side --
+
+    def held(self, size: int) -> None:
+        self._held += size
+        if self._held > HIGH_WATER and not self._waits_for_storage:
+            self._waits_for_storage = True
+            self._set_reading()
+
+    def released(self, size: int) -> None:
+        self._held -= size
+        if self._waits_for_storage and self._held <= LOW_WATER:
+            self._waits_for_storage = False
+            self._last_heard = self._clock.seconds()  # the silence was ours
+            self._set_reading()
+
+    # -- IAssociation: the user's side --
+
+    @property
+    def can_send(self) -> bool:
+        return self._connected and self._upper_layer.can_send_data
+
+    def send_command(self, presentation_context_id: int, data: bytes) -> None:
+        self._upper_layer.send_data(presentation_context_id, True, data)
+        self._last_heard = self._clock.seconds()
+        self._flush()
+
+    def idle(self) -> None:
+        if self._releasing:
+            self._release()
+
+    # -- the factory's side --
+
+    @property
+    def is_connected(self) -> bool:
+        return self._connected
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether our last word is said, and the peer has a moment to take it."""
+        return self._upper_layer.transport_closing or (
+            self._upper_layer.state is State.AWAITING_TRANSPORT_CLOSE
+        )
+
+    def abort(self, why: str) -> None:
+        """End the association now, as the service user: or drop a connection that has none."""
+        if self._upper_layer.is_established:
+            self._abort(0, 0, why)
+        elif self._connected:
+            self.log.debug("{address} dropped: {why}", address=self.address, why=why)
+            self._cut()
+
+    # -- the upper layer's side --
+
+    def _indication(self, indication: Indication) -> None:
+        match indication:
+            case AssociateIndication(request):
+                self._associate(request)
+            case ReleaseIndication():
+                self._releasing = True
+                if self._user is None or not self._user.busy:
+                    self._release()
+            case AbortIndication():
+                self._aborted(indication)
+
+    def _associate(self, request: AAssociateRQ) -> None:
+        answer = self.parent.answer(request)
+        names = {
+            "calling": request.calling_ae_title,
+            "called": request.called_ae_title,
+            "address": self.address,
+        }
+        if isinstance(answer, AAssociateRJ):
+            self.parent.statistics.rejected += 1
+            self._upper_layer.reject(answer)
+            self.log.warn(
+                "association rejected: {calling!r} at {address} to {called!r}: {reason}",
+                **names,
+                reason=REJECT_REASONS[answer],
+            )
+            return
+        self.calling_ae_title = request.calling_ae_title
+        self.called_ae_title = request.called_ae_title
+        self.contexts = accepted_contexts(request, answer)
+        self._upper_layer.accept(answer)
+        self._user = self.parent.user_factory(self)
+        self._began = self._clock.seconds()
+        self.parent.associated(self)
+        self._watch_idleness(self.parent.limits.timeout)
+        self.log.info(
+            "association accepted: {calling} at {address} to {called}, {accepted} of {proposed} contexts",
+            **names,
+            accepted=len(self.contexts),
+            proposed=len(request.presentation_contexts),
+        )
+
+    def _release(self) -> None:
+        self._releasing = False
+        self._upper_layer.release_response()
+        self.parent.statistics.released += 1
+        self.log.info(
+            "association released: {calling} at {address} after {seconds:.3f} s",
+            calling=self.calling_ae_title,
+            address=self.address,
+            seconds=self._clock.seconds() - self._began,
+        )
+        self._end_association()
+        self._flush()
+
+    def _aborted(self, indication: AbortIndication) -> None:
+        if self._user is None:
+            self.log.debug("{address}: {why}", address=self.address, why=indication.why)
+            return
+        self._log_abort(indication.why, indication.source, indication.reason)
+        self._end_association()
+
+    def _abort(self, source: int, reason: int, why: str) -> None:
+        self._upper_layer.abort(source, reason)
+        self._log_abort(why, source, reason)
+        self._end_association()
+        self._flush()
+
+    def _log_abort(self, why: str, source: int, reason: int) -> None:
+        self.parent.statistics.aborted += 1
+        self.log.warn(
+            "association aborted: {calling} at {address}: {why} (source {source}, reason {reason})",
+            calling=self.calling_ae_title,
+            address=self.address,
+            why=why,
+            source=source,
+            reason=reason,
+        )
+
+    def _end_association(self) -> None:
+        user, self._user = self._user, None
+        if user is not None:
+            self._releasing = False
+            user.association_ended()
+            self.parent.disassociated(self)
+
+    # -- timers and the transport --
+
+    def _flush(self) -> None:
+        if not self._connected:
+            return
+        assert self.transport is not None
+        data = self._upper_layer.data_to_send()
+        if data:
+            self.transport.write(data)
+        if self._upper_layer.artim_running is not (self._artim is not None):
+            self._set_artim()
+        if self._upper_layer.transport_closing:
+            self._close()
+
+    def _set_artim(self) -> None:
+        if self._artim is not None:
+            self._artim.cancel()
+            self._artim = None
+        elif self.parent.limits.artim_timeout:
+            self._artim = self._clock.callLater(self.parent.limits.artim_timeout, self._artim_expired)
+
+    def _artim_expired(self) -> None:
+        self._artim = None
+        self.log.debug("{address}: ARTIM timer expired", address=self.address)
+        self._upper_layer.artim_expired()
+        self._flush()
+
+    def _watch_idleness(self, delay: float) -> None:
+        if delay:
+            self._idle = self._clock.callLater(delay, self._check_idleness)
+
+    def _check_idleness(self) -> None:
+        """One timer, not re-armed at every packet: it looks back when it fires."""
+        self._idle = None
+        if self._user is None:
+            return
+        timeout = self.parent.limits.timeout
+        ours = self._waits_for_storage or self._user.busy
+        silence = 0.0 if ours else self._clock.seconds() - self._last_heard
+        if silence >= timeout:
+            self._abort(0, 0, f"idle for {timeout:g} s")
+        else:
+            self._watch_idleness(timeout - silence)
+
+    def _set_reading(self) -> None:
+        if not self._connected or self._closing is not None:
+            return
+        assert self.transport is not None
+        if self._waits_for_storage or self._unread is not None:
+            self.transport.pauseProducing()
+        else:
+            self.transport.resumeProducing()
+
+    def _close(self) -> None:
+        if self._closing is None and self.transport is not None:
+            self._closing = self._clock.callLater(CLOSE_TIMEOUT, self._cut)
+            self.transport.unregisterProducer()  # else the transport waits for it before it closes
+            self.transport.resumeProducing()  # TLS that is paused would not see the peer close
+            self.transport.loseConnection()
+
+    def _cut(self) -> None:
+        if self.transport is not None:
+            self.transport.abortConnection()
+
+
+class AssociationFactory(Factory):
+    """Makes the protocols, counts them, and holds the limits that are of the whole.
+
+    ``user_factory`` makes the services for an association that was accepted.
+    """
+
+    noisy = False
+    log = Logger()
+
+    def __init__(
+        self,
+        policy: Policy,
+        limits: Limits,
+        user_factory: UserFactory,
+        clock: IReactorTime,
+        statistics: Statistics,
+    ) -> None:
+        self.policy = policy
+        self.limits = limits
+        self.user_factory = user_factory
+        self.clock = clock
+        self.statistics = statistics
+        self.associations: set[AssociationProtocol] = set()
+        self.pending: dict[AssociationProtocol, None] = {}  # in the order of their coming
+        self._draining = False
+        self._drained: Deferred[None] | None = None
+
+    def buildProtocol(self, addr: IAddress | None) -> AssociationProtocol:
+        host, port = getattr(addr, "host", None), getattr(addr, "port", None)
+        address = f"{host}:{port}" if host is not None else "local socket"
+        return AssociationProtocol(self, address)
+
+    def answer(self, request: AAssociateRQ) -> AAssociateAC | AAssociateRJ:
+        """The answer to an association request: the policy's, if there is room."""
+        answer = negotiate(request, self.policy)
+        if isinstance(answer, AAssociateAC) and (
+            self._draining or len(self.associations) >= self.limits.max_assoc
+        ):
+            return LOCAL_LIMIT_EXCEEDED
+        return answer
+
+    def opened(self, protocol: AssociationProtocol) -> None:
+        self.statistics.connections += 1
+        self._wait(protocol)
+
+    def associated(self, protocol: AssociationProtocol) -> None:
+        self.statistics.associations += 1
+        self.pending.pop(protocol, None)
+        self.associations.add(protocol)
+
+    def disassociated(self, protocol: AssociationProtocol) -> None:
+        self.associations.discard(protocol)
+        if protocol.is_connected:
+            self._wait(protocol)
+        self._check_drained()
+
+    def closed(self, protocol: AssociationProtocol) -> None:
+        self.pending.pop(protocol, None)
+        self._check_drained()
+
+    def _wait(self, protocol: AssociationProtocol) -> None:
+        """Keep a connection without an association, at the cost of the one that has had it longest."""
+        self.pending[protocol] = None
+        if len(self.pending) > self.limits.max_pending:
+            # Out of the count at once: many more may come before the transport has closed this one.
+            oldest = next(iter(self.pending))
+            del self.pending[oldest]
+            oldest.abort("too many connections without an association")
+
+    def drain(self, deadline: float) -> Deferred[None]:
+        """Take no new associations, let the present ones end, abort after *deadline* seconds what is left.
+
+        Fires when no connection is left.
+        """
+        self._draining = True
+        self._drained = Deferred()
+        for protocol in list(self.pending):
+            if not protocol.is_ending:  # who has just been released must still learn of it
+                protocol.abort("the server stops")
+        timer = self.clock.callLater(deadline, self.abort_all)
+        self._drained.addCallback(lambda _: timer.cancel() if timer.active() else None)
+        drained = self._drained
+        self._check_drained()
+        return drained
+
+    def abort_all(self) -> None:
+        """Abort all associations, and cut soon after what is still connected."""
+        for protocol in list(self.associations):
+            protocol.abort("the server stops")
+        # An A-ABORT is on its way to each; who does not take it is cut by ARTIM or the abort timer.
+        self.clock.callLater(1.0, self._cut_all)
+
+    def _cut_all(self) -> None:
+        for protocol in list(self.pending):
+            protocol.abort("the server stops")
+
+    def _check_drained(self) -> None:
+        if self._drained is not None and not self.associations and not self.pending:
+            drained, self._drained = self._drained, None
+            drained.callback(None)

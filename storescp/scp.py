@@ -1,0 +1,192 @@
+"""The services: Verification (PS3.4 Annex A) and Storage (PS3.4 Annex B) as an SCP.
+
+What belongs here: what a message means and how it is answered. Where instances go is the store's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from storescp import dataset_head as tags
+from storescp import dimse
+from storescp.dimse import Command, MessageReader, Status, encode_response
+from storescp.interfaces import (
+    IAssociation,
+    IAssociationUser,
+    IIncomingInstance,
+    IInstanceStore,
+    Origin,
+    Outcome,
+)
+from storescp.pdu import Fragment
+from storescp.sop_classes import VERIFICATION
+from storescp.statistics import Statistics
+
+
+@implementer(IAssociationUser)
+class StorageSCP:
+    """The services on one association. See IAssociationUser."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        association: IAssociation,
+        store: IInstanceStore,
+        statistics: Statistics,
+        *,
+        log_patient_data: bool = False,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._association = association
+        self._store = store
+        self._statistics = statistics
+        self._log_patient_data = log_patient_data
+        self._monotonic = monotonic
+        self._messages = MessageReader()
+        self._incoming: IIncomingInstance | None = None
+        self._request: tuple[int, Command, float] | None = None  # whose data set is arriving
+        self._refusal: tuple[Status, str] | None = None
+        self._outstanding = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether instances are being stored that are not answered yet."""
+        return self._outstanding > 0
+
+    def fragment_received(self, fragment: Fragment) -> None:
+        """See IAssociationUser."""
+        if fragment.is_command:
+            command = self._messages.command(fragment)
+            if command is not None:
+                self._command(fragment.presentation_context_id, command)
+            return
+        self._messages.data_set(fragment)
+        incoming = self._incoming
+        if incoming is not None:
+            incoming.write(fragment.data)
+        if fragment.is_last:
+            self._data_set_complete()
+
+    def association_ended(self) -> None:
+        """See IAssociationUser."""
+        if self._incoming is not None:
+            self._incoming.cancel()
+            self._incoming = None
+
+    def _command(self, context_id: int, command: Command) -> None:
+        self._statistics.messages += 1
+        context = self._association.contexts.get(context_id)
+        if context is None:
+            raise dimse.InvalidMessage(
+                f"a message on presentation context {context_id}, which was not accepted"
+            )
+        field = command.command_field
+        if field == dimse.C_STORE_RQ:
+            self._c_store(context_id, command)
+        elif field == dimse.C_CANCEL_RQ or field & dimse.RESPONSE:
+            # Nothing here can be cancelled, and nothing was asked of the peer: there is nothing to answer.
+            self.log.debug("ignored command {field:04X}H", field=field)
+        elif command.has_data_set:
+            self._request = (context_id, command, 0.0)
+            self._refusal = (Status.UNRECOGNIZED_OPERATION, "")
+        elif field == dimse.C_ECHO_RQ and context.abstract_syntax == VERIFICATION:
+            self._respond(context_id, command, Status.SUCCESS)
+        else:
+            self._respond(context_id, command, Status.UNRECOGNIZED_OPERATION)
+
+    def _c_store(self, context_id: int, command: Command) -> None:
+        association = self._association
+        context = association.contexts[context_id]
+        sop_class = command.uid(dimse.AFFECTED_SOP_CLASS_UID)
+        command.message_id  # noqa: B018 - a request that cannot be answered is no message
+        request = (context_id, command, self._monotonic())
+        refusal: tuple[Status, str] | None = None
+        if sop_class != context.abstract_syntax:
+            refusal = Status.SOP_CLASS_NOT_SUPPORTED, "not the SOP class of the presentation context"
+        elif sop_class == VERIFICATION:
+            refusal = Status.UNRECOGNIZED_OPERATION, ""
+        if not command.has_data_set:
+            self._refuse(request, *(refusal or (Status.CANNOT_UNDERSTAND, "no data set")))
+            return
+        self._request, self._refusal = request, refusal
+        if refusal is None:
+            origin = Origin(
+                sop_class,
+                command.uid(dimse.AFFECTED_SOP_INSTANCE_UID),
+                context.transfer_syntax,
+                association.calling_ae_title,
+                association.called_ae_title,
+            )
+            self._incoming = self._store.begin(origin, association)
+
+    def _data_set_complete(self) -> None:
+        request, incoming = self._request, self._incoming
+        self._request = self._incoming = None
+        if request is None:
+            return  # of a command that gets no answer
+        if incoming is None:
+            assert self._refusal is not None
+            self._refuse(request, *self._refusal)
+            return
+        self._outstanding += 1
+        incoming.finish().addCallback(self._stored, request)
+
+    def _refuse(self, request: tuple[int, Command, float], status: Status, comment: str) -> None:
+        context_id, command, _ = request
+        if command.command_field == dimse.C_STORE_RQ:
+            self._statistics.instances_failed += 1
+            self.log.warn(
+                "C-STORE from {calling} refused: {status:04X}H {comment}",
+                calling=self._association.calling_ae_title,
+                status=status,
+                comment=comment,
+            )
+        self._respond(context_id, command, status, comment)
+
+    def _stored(self, outcome: Outcome, request: tuple[int, Command, float]) -> None:
+        self._outstanding -= 1
+        context_id, command, began = request
+        statistics = self._statistics
+        if outcome.status is Status.SUCCESS:
+            statistics.instances_stored += 1
+            statistics.bytes_stored += outcome.size
+        else:
+            statistics.instances_failed += 1
+        if self._association.can_send:
+            self._respond(context_id, command, outcome.status, outcome.comment)
+        self._log_store(outcome, began)
+        if not self._outstanding:
+            self._association.idle()
+
+    def _respond(self, context_id: int, command: Command, status: int, comment: str = "") -> None:
+        if self._association.can_send:
+            self._association.send_command(context_id, encode_response(command, status, comment))
+
+    def _log_store(self, outcome: Outcome, began: float) -> None:
+        head = outcome.head
+        modality = (head and head.text(tags.MODALITY)) or "-"
+        fields: dict[str, object] = {
+            "calling": self._association.calling_ae_title,
+            "modality": modality[:16] if modality.isprintable() else "-",  # it must not forge log lines
+            "size": outcome.size,
+            "ms": (self._monotonic() - began) * 1000,
+        }
+        text = "C-STORE from {calling}: {modality} {size} bytes in {ms:.1f} ms"
+        if head is not None and self._log_patient_data:
+            text += " patient {patient!r} study {study!r}"
+            fields["patient"] = head.text(tags.PATIENT_ID) or ""
+            fields["study"] = head.text(tags.STUDY_INSTANCE_UID)  # not uid(): it may be what failed
+        if outcome.status is Status.SUCCESS:
+            self.log.info(text + " stored", **fields)
+        else:
+            self.log.warn(
+                text + " failed: {status:04X}H {comment}",
+                **fields,
+                status=outcome.status,
+                comment=outcome.comment,
+            )

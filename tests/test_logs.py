@@ -1,0 +1,106 @@
+"""storescp.logs: what an event looks like as a line, and when lines are written."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import signal
+from collections.abc import Callable
+from typing import cast
+
+from twisted.internet.base import ReactorBase
+from twisted.internet.task import Clock
+from twisted.logger import Logger, LogLevel
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from storescp.logs import DELAY, LineObserver, observer_for_twistd
+
+
+class LineObserverTests(SynchronousTestCase):
+    """LineObserver."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.out = io.StringIO()
+
+    def logger(self, level: LogLevel = LogLevel.info, *, collecting: bool = False) -> Logger:
+        def schedule(flush: Callable[[], None]) -> None:
+            self.clock.callLater(DELAY, flush)
+
+        observer = LineObserver(self.out, level, schedule if collecting else None)
+        return Logger("storescp.test", observer=observer)
+
+    def test_line(self) -> None:
+        """An event is one line: local time with offset, where from, how important, the text with its fields."""
+        self.logger().info("{size} bytes in {ms:.1f} ms from {calling!r}", size=8, ms=1.26, calling="A")
+        self.assertRegex(
+            self.out.getvalue(),
+            r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d{4} \[storescp\.test#info\] 8 bytes in 1\.3 ms from 'A'\n$",
+        )
+
+    def test_level(self) -> None:
+        """Only events of the level and above are written."""
+        log = self.logger(LogLevel.warn)
+        log.debug("one")
+        log.info("two")
+        log.warn("three")
+        log.error("four")
+        self.assertEqual(
+            [line.split("] ")[1] for line in self.out.getvalue().splitlines()], ["three", "four"]
+        )
+
+    def test_no_forged_lines(self) -> None:
+        """A field with a line break in it cannot begin a line of the log."""
+        self.logger().info("{name}", name="x\n2026-01-01T00:00:00 [forged]")
+        _, second = self.out.getvalue().splitlines()
+        self.assertTrue(second.startswith("\t2026"), second)
+
+    def test_collected(self) -> None:
+        """Lines are collected for one write; a warning takes along at once what waits."""
+        log = self.logger(collecting=True)
+        log.info("one")
+        log.info("two")
+        self.assertEqual(self.out.getvalue(), "")
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.clock.advance(DELAY)
+        self.assertEqual(self.out.getvalue().count("\n"), 2)
+        log.info("three")
+        log.warn("four")
+        self.assertEqual(self.out.getvalue().count("\n"), 4)
+
+    def test_failure(self) -> None:
+        """A failure is logged with its traceback."""
+        try:
+            raise ZeroDivisionError("why")
+        except ZeroDivisionError:
+            self.logger().failure("it broke", Failure())
+        self.assertIn("it broke", self.out.getvalue())
+        self.assertIn("ZeroDivisionError: why", self.out.getvalue())
+
+    def test_bad_format(self) -> None:
+        """An event whose fields do not fit its format is still a line."""
+        self.logger().info("{size:d} bytes", size="many")
+        self.assertIn("many", self.out.getvalue())
+        self.assertEqual(self.out.getvalue().count("\n"), 1)
+
+
+class TwistdTests(SynchronousTestCase):
+    """observer_for_twistd()."""
+
+    def test_other_loggers(self) -> None:
+        """Who asks twistd for syslog or for a logger of his own gets it."""
+        reactor = cast(ReactorBase, Clock())
+        for option in ("syslog", "logger"):
+            self.assertIsNone(observer_for_twistd({option: "x", "nodaemon": True}, LogLevel.info, reactor))
+
+    def test_file(self) -> None:
+        """The log goes to the file that --logfile names."""
+        self.addCleanup(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
+        name = self.mktemp()
+        clock = Clock()
+        clock.running = False  # type: ignore[attr-defined]
+        observer = observer_for_twistd({"logfile": name}, LogLevel.info, cast(ReactorBase, clock))
+        assert observer is not None
+        Logger("x", observer=observer).info("hello")
+        self.assertTrue(pathlib.Path(name).read_text().endswith("[x#info] hello\n"))

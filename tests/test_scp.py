@@ -1,0 +1,319 @@
+"""storescp.scp: which message gets which response."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
+from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
+
+from storescp import dataset_head as tags
+from storescp import dimse
+from storescp.dataset_head import Head
+from storescp.dimse import Status
+from storescp.interfaces import IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
+from storescp.pdu import AAbort, AReleaseRP
+from tests.conversation import (
+    CT_IMAGE_STORAGE,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    MR_IMAGE_STORAGE,
+    World,
+    c_echo,
+    c_store,
+    command,
+    p_data,
+    ui,
+    us,
+)
+
+ABORTED = [AAbort(0, 0)]
+
+
+class SCPTestCase(SynchronousTestCase):
+    """An association, and a store that waits to be told what becomes of instances."""
+
+    def setUp(self) -> None:
+        self.world = World()
+        self.instances = self.world.memory.instances
+        self.peer = self.world.associated()
+
+
+class VerificationTests(SCPTestCase):
+    """C-ECHO, PS3.7 §9.1.5."""
+
+    def test_echo(self) -> None:
+        """C-ECHO is answered with Success, under the message ID of the request and on its context."""
+        self.peer.echo(4711)
+        response = self.peer.response()
+        self.assertEqual(response[:5], (1, 0x8030, 4711, 0, ""))
+
+    def test_in_any_pieces(self) -> None:
+        """Commands may come in any fragments, cut into reads anywhere."""
+        for fragment in (1, 2, 7, 0):
+            for read_size in (1, 5, 0):
+                self.peer.message(c_echo(), context_id=1, fragment=fragment, read_size=read_size)
+                self.assertEqual(self.peer.statuses(), [0])
+
+    def test_pieces_of_nothing(self) -> None:
+        """Fragments without a byte, the last one among them, are fragments like any other."""
+        encoded = dimse.encode_command(c_echo())
+        self.peer.say(
+            p_data(1, True, b"", is_last=False)
+            + p_data(1, True, encoded, is_last=False)
+            + p_data(1, True, b"")
+        )
+        self.assertEqual(self.peer.statuses(), [0])
+
+    def test_several_at_once(self) -> None:
+        """Messages that come in one read are all answered."""
+        self.peer.say(p_data(1, True, dimse.encode_command(c_echo())) * 10)
+        self.assertEqual(self.peer.statuses(), [0] * 10)
+
+    def test_on_a_storage_context(self) -> None:
+        """C-ECHO belongs to the Verification service: elsewhere it is no operation."""
+        self.peer.echo(context_id=3)
+        self.assertEqual(self.peer.statuses(), [0x0211])
+
+
+class StorageTests(SCPTestCase):
+    """C-STORE, PS3.7 §9.1.1."""
+
+    def test_store(self) -> None:
+        """The store learns what command, context and association say, gets the bytes, and its status is sent."""
+        self.peer.store(b"0123456789", "1.2.3", 77)
+        (instance,) = self.instances
+        expected = Origin(CT_IMAGE_STORAGE, "1.2.3", EXPLICIT_VR_LITTLE_ENDIAN, "SCU", "STORESCP")
+        self.assertEqual(instance.origin, expected)
+        self.assertEqual(instance.data, b"0123456789")
+        self.assertEqual(self.peer.heard(), [])
+        instance.end()
+        response = self.peer.response()
+        self.assertEqual(response[:5], (3, 0x8001, 77, 0, ""))
+        self.assertEqual(response.elements[dimse.AFFECTED_SOP_CLASS_UID], ui(CT_IMAGE_STORAGE))
+        self.assertEqual(response.elements[dimse.AFFECTED_SOP_INSTANCE_UID], ui("1.2.3"))
+
+    def test_failure(self) -> None:
+        """A failure is answered with its status and comment, counted, and the association goes on."""
+        self.peer.store(b"data", "1.2.3")
+        self.instances[0].end(Status.OUT_OF_RESOURCES, "No space left on device")
+        response = self.peer.response()
+        self.assertEqual((response.status, response.comment), (0xA700, "No space left on device"))
+        self.peer.store(b"data", "1.2.3")
+        self.instances[1].end()
+        self.assertEqual(self.peer.statuses(), [0])
+        statistics = self.world.statistics
+        self.assertEqual((statistics.instances_failed, statistics.instances_stored), (1, 1))
+        self.assertEqual(statistics.bytes_stored, 4)
+
+    def test_in_any_pieces(self) -> None:
+        """Data sets may come in any fragments, cut into reads anywhere."""
+        data = bytes(range(256))
+        for fragment in (1, 3, 100, 0):
+            for read_size in (1, 11, 0):
+                self.peer.store(data, "1.2.3", fragment=fragment, read_size=read_size)
+                self.assertEqual(self.instances[-1].data, data)
+                self.instances[-1].end()
+                self.assertEqual(self.peer.statuses(), [0])
+
+    def test_move_originator_and_priority(self) -> None:
+        """A C-STORE as part of a C-MOVE, and one of any priority, is one like any other."""
+        originator = {
+            dimse.PRIORITY: us(1),
+            dimse.MOVE_ORIGINATOR_APPLICATION_ENTITY_TITLE: b"MOVER ",
+            dimse.MOVE_ORIGINATOR_MESSAGE_ID: us(5),
+        }
+        self.peer.message(c_store("1.2.3") | originator, b"data", context_id=3)
+        self.instances[0].end()
+        self.assertEqual(self.peer.statuses(), [0])
+
+    def test_without_data_set(self) -> None:
+        """A C-STORE that announces no data set fails with C000H, and the next message is understood."""
+        self.peer.store(None, "1.2.3")
+        self.assertEqual(self.peer.statuses(), [0xC000])
+        self.assertEqual(self.instances, [])
+        self.peer.echo()
+        self.assertEqual(self.peer.statuses(), [0])
+
+    def test_other_class_than_context(self) -> None:
+        """On the context of another SOP class a C-STORE fails with 0122H, after its data set was drained."""
+        for context_id in (1, 5):
+            self.peer.message(c_store("1.2.3"), context_id=context_id)
+            self.peer.say(p_data(context_id, False, b"da", is_last=False))
+            self.assertEqual(self.peer.heard(), [])
+            self.peer.say(p_data(context_id, False, b"ta"))
+            self.assertEqual(self.peer.statuses(), [0x0122])
+        self.peer.store(None, "1.2.3", context_id=5)
+        self.assertEqual(self.peer.statuses(), [0x0122])
+        self.assertEqual(self.instances, [])
+        self.assertEqual(self.world.statistics.instances_failed, 3)
+        self.peer.store(b"data", "1.2.3", sop_class_uid=MR_IMAGE_STORAGE, context_id=5)
+        self.instances[0].end()
+        self.assertEqual(self.peer.statuses(), [0])
+
+    def test_pipelined(self) -> None:
+        """Requests that do not wait for responses are answered as they end, each under its message ID."""
+        for message_id in (1, 2, 3):
+            self.peer.store(b"data", f"1.2.{message_id}", message_id)
+        for number in (1, 0, 2):
+            self.instances[number].end()
+            self.assertEqual(self.peer.response().message_id, number + 1)
+
+
+class OtherCommandTests(SCPTestCase):
+    """Commands of other services, and those that get no answer."""
+
+    def test_unknown(self) -> None:
+        """An operation that we do not have is answered with 0211H, by the response that belongs to it."""
+        for field in (0x0010, 0x0020, 0x0021, 0x0100, 0x0110, 0x0130, 0x0140, 0x0150, 0x7ABC):
+            self.peer.message(command(field, 9), context_id=3)
+            self.assertEqual(self.peer.response()[:4], (3, field | 0x8000, 9, 0x0211))
+
+    def test_unknown_with_data_set(self) -> None:
+        """It is answered after its data set, which is thrown away."""
+        self.peer.message(command(0x0020, has_data_set=True), context_id=3)
+        self.assertEqual(self.peer.heard(), [])
+        self.peer.say(p_data(3, False, bytes(100), fragment=10))
+        self.assertEqual(self.peer.statuses(), [0x0211])
+        self.peer.message(c_echo() | {dimse.COMMAND_DATA_SET_TYPE: us(1)}, b"data", context_id=1)
+        self.assertEqual(self.peer.statuses(), [0x0211])
+        self.assertEqual(self.instances, [])
+
+    def test_cancel(self) -> None:
+        """C-CANCEL gets no answer: not by itself, not with a data set, not while an instance is being stored."""
+        self.peer.message(command(dimse.C_CANCEL_RQ), context_id=3)
+        self.peer.message(command(dimse.C_CANCEL_RQ, has_data_set=True), b"data", context_id=3)
+        self.assertEqual(self.peer.heard(), [])
+        self.peer.store(b"data", "1.2.3", 7)
+        self.peer.message(command(dimse.C_CANCEL_RQ, 7), context_id=3)
+        self.assertEqual(self.peer.heard(), [])
+        self.instances[0].end()
+        self.assertEqual(self.peer.response()[:4], (3, 0x8001, 7, 0))
+
+    def test_responses(self) -> None:
+        """Responses to what we never asked get no answer."""
+        for field in (0x8001, 0x8030, 0x8020):
+            self.peer.message(command(field), context_id=3)
+            self.peer.message(command(field, has_data_set=True), b"data", context_id=3)
+        self.assertEqual(self.peer.heard(), [])
+        self.peer.echo()
+        self.assertEqual(self.peer.statuses(), [0])
+
+
+class ViolationTests(SCPTestCase):
+    """What makes no message ends the association, with an A-ABORT by the service user."""
+
+    def assertAborted(self, data: bytes) -> None:
+        """The last that comes of *data* is an A-ABORT."""
+        peer = self.world.associated()
+        peer.say(data)
+        self.assertEqual(peer.heard()[-1:], ABORTED)
+
+    def encoded(self, elements: dict[int, bytes], context_id: int = 3) -> bytes:
+        return p_data(context_id, True, dimse.encode_command(elements))
+
+    def test_unaccepted_context(self) -> None:
+        """A message on a context that was not accepted, or not even proposed."""
+        self.assertAborted(self.encoded(c_echo(), 7))
+        self.assertAborted(self.encoded(c_store("1.2.3"), 255))
+        self.assertEqual(self.instances, [])
+
+    def test_data_set_on_another_context(self) -> None:
+        """A data set that does not come on the context of its command."""
+        self.assertAborted(self.encoded(c_store("1.2.3")) + p_data(5, False, b"data"))
+        self.assertTrue(self.instances[0].cancelled)
+
+    def test_data_set_of_nobody(self) -> None:
+        """A data set without a command, and one after a command that announced none."""
+        self.assertAborted(p_data(3, False, b"data"))
+        self.assertAborted(self.encoded(c_echo(), 1) + p_data(1, False, b"data"))
+
+    def test_command_within_a_data_set(self) -> None:
+        """Another command before the data set is complete; it leaves nothing of the instance."""
+        self.assertAborted(
+            self.encoded(c_store("1.2.3"))
+            + p_data(3, False, b"da", is_last=False)
+            + self.encoded(c_echo(), 1)
+        )
+        self.assertTrue(self.instances[0].cancelled)
+
+    def test_unreadable_commands(self) -> None:
+        """A command set that is cut short, too long, or lacks what every command has."""
+        for tag in (dimse.COMMAND_FIELD, dimse.COMMAND_DATA_SET_TYPE, dimse.MESSAGE_ID):
+            for elements in (c_echo(), c_store("1.2.3"), command(0x0020)):
+                del elements[tag]
+                self.assertAborted(self.encoded(elements))
+        self.assertAborted(p_data(3, True, dimse.encode_command(c_echo())[:-1]))
+        self.assertAborted(p_data(3, True, b""))
+        self.assertAborted(p_data(3, True, bytes(70_000), 10_000))
+        self.assertAborted(p_data(3, True, b"\0\0\0\1\xff\xff\xff\xff"))
+        self.assertEqual(self.instances, [])
+
+    def test_no_message_id_with_data_set(self) -> None:
+        """An unknown command with a data set but without a message ID cannot be answered either."""
+        elements = command(0x0020, has_data_set=True)
+        del elements[dimse.MESSAGE_ID]
+        self.assertAborted(self.encoded(elements) + p_data(3, False, b"data"))
+
+
+@implementer(IInstanceStore, IIncomingInstance)
+class OutcomeStore:
+    """Every instance ends as told."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.outcome = outcome
+
+    def begin(self, origin: Origin, flow: IFlow) -> IIncomingInstance:
+        return self
+
+    def write(self, data: memoryview) -> None:
+        pass
+
+    def finish(self) -> Deferred[Outcome]:
+        return succeed(self.outcome)
+
+    def cancel(self) -> None:
+        pass
+
+
+class LogTests(SynchronousTestCase):
+    """One line for each C-STORE."""
+
+    def line(
+        self, raw: dict[int, bytes], status: Status = Status.SUCCESS, *, log_patient_data: bool = False
+    ) -> tuple[LogLevel, str]:
+        """Level and text of the line, while the release of the association is answered too."""
+        outcome = Outcome(status, "" if status is Status.SUCCESS else "because", 9, "path", Head(raw))
+        peer = World(OutcomeStore(outcome), log_patient_data=log_patient_data).associated()
+        with capturedLogs() as events:
+            peer.store(b"data", "1.2.3")
+        self.assertEqual(peer.statuses(), [status])
+        peer.release()
+        self.assertEqual(peer.heard(), [AReleaseRP()])
+        event: LogEvent
+        (event,) = events
+        return event["log_level"], formatEvent(event)
+
+    def test_without_patient_data(self) -> None:
+        """Caller, modality, size and time; nothing of the patient unless the operator wants it."""
+        raw = {tags.MODALITY: b"CT", tags.PATIENT_ID: b"4711", tags.STUDY_INSTANCE_UID: b"1.2.1"}
+        expected = (LogLevel.info, "C-STORE from SCU: CT 9 bytes in 0.0 ms stored")
+        self.assertEqual(self.line(raw), expected)
+
+    def test_with_patient_data(self) -> None:
+        """With patient and study if so configured; a failure is a warning with its status and reason."""
+        raw = {tags.MODALITY: b"CT", tags.PATIENT_ID: b"4711", tags.STUDY_INSTANCE_UID: b"1.2.1\0"}
+        level, line = self.line(raw, Status.OUT_OF_RESOURCES, log_patient_data=True)
+        self.assertEqual(level, LogLevel.warn)
+        expected = "C-STORE from SCU: CT 9 bytes in 0.0 ms patient '4711' study '1.2.1' failed: A700H because"
+        self.assertEqual(line, expected)
+
+    def test_hostile_values(self) -> None:
+        """Values that are no UIDs, or would forge lines, neither break the answer nor the log."""
+        raw = {
+            tags.MODALITY: b"CT\nforged",
+            tags.PATIENT_ID: b"1\nforged",
+            tags.STUDY_INSTANCE_UID: b"1.\xff\nforged",
+        }
+        _, line = self.line(raw, Status.CANNOT_UNDERSTAND, log_patient_data=True)
+        self.assertNotIn("\n", line)
+        self.assertIn("-", line)
