@@ -1,0 +1,243 @@
+"""The side-by-side measurement: workloads, rounds interleaved over all servers, medians."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+
+from bench import loadgen
+from bench.outcome import Outcome, summary
+from bench.peers import Peer, PeerFailed, PeerMissing, Place, Server
+from bench.storage import Storage
+
+_KIB, _MIB = 1024, 1024**2
+_LARGEST_RUN = 512 * _MIB  # bytes of objects per run
+_MOST_OBJECTS = 10_000
+_CALIBRATION_SHARE = 0.4  # of the aimed seconds: a shorter run tells little about the rate
+_STALL_SECONDS = 30.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Workload:
+    """A way of sending.
+
+    ``size`` in bytes per object; ``least`` objects per association in any run, so that even the slowest server
+    gets into its stride; ``also`` names peers measured here besides the usual ones.
+    """
+
+    name: str
+    title: str
+    associations: int
+    size: int
+    least: int = 1
+    association_per_object: bool = False
+    also: tuple[str, ...] = ()
+
+    def load(self, port: int, objects: int) -> loadgen.Load:
+        """``objects`` per association, to 127.0.0.1."""
+        return loadgen.Load(
+            host="127.0.0.1",
+            port=port,
+            associations=self.associations,
+            objects=objects,
+            size=self.size,
+            association_per_object=self.association_per_object,
+            stall=_STALL_SECONDS,
+        )
+
+
+WORKLOADS = (
+    Workload("1x512K", "1 x 512 KiB", 1, 512 * _KIB, least=20),
+    Workload("8x512K", "8 x 512 KiB", 8, 512 * _KIB, least=20),
+    Workload("1x8K", "1 x 8 KiB", 1, 8 * _KIB, least=20, also=("dcmtk-nagle",)),
+    Workload("8x8K", "8 x 8 KiB", 8, 8 * _KIB, least=20),
+    Workload("1x64M", "1 x 64 MiB", 1, 64 * _MIB, least=2),
+    Workload("each8K", "8 x 8 KiB, association each", 8, 8 * _KIB, least=3, association_per_object=True),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Goal:
+    """The least ratio of our rate to that of a group of peers."""
+
+    workload: str
+    group: str
+    least: float
+
+
+GOALS = (
+    Goal("1x512K", "DCMTK", 0.8),
+    Goal("8x512K", "DCMTK", 0.8),
+    Goal("1x8K", "DCMTK", 0.35),
+    Goal("8x8K", "DCMTK", 0.35),
+    Goal("1x512K", "pynetdicom", 6.0),
+    Goal("8x512K", "pynetdicom", 6.0),
+    Goal("1x8K", "pynetdicom", 8.0),
+    Goal("8x8K", "pynetdicom", 8.0),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sample:
+    """One run, or the medians of several.
+
+    Rates per second, MB are 10^6 bytes of data sets, CPU seconds of the server for 1000 objects, peak resident
+    memory of its processes in MiB since it was started, response times in milliseconds, and the share of one
+    CPU that the load generator took.
+    """
+
+    objects_per_second: float
+    megabytes_per_second: float
+    cpu_per_1000: float
+    peak_mebibytes: float
+    p50: float
+    p99: float
+    p999: float
+    loadgen_share: float
+
+
+@dataclasses.dataclass(slots=True)
+class Result:
+    """What one server did with one workload on one storage."""
+
+    storage: str
+    workload: Workload
+    peer: Peer
+    samples: list[Sample] = dataclasses.field(default_factory=list)
+    objects: int = 0  # per run
+    trouble: str = ""
+
+    def median(self) -> Sample | None:
+        """The median of each column; None if there is no sample."""
+        if not self.samples:
+            return None
+        columns = zip(*map(dataclasses.astuple, self.samples), strict=True)
+        return Sample(*map(statistics.median, columns))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """What to measure, where, how long.
+
+    ``extra`` peers are measured with those workloads only that name them; ``seconds`` is the aim for one run.
+    """
+
+    storages: Sequence[Storage]
+    workloads: Sequence[Workload]
+    peers: Sequence[Peer]
+    extra: Sequence[Peer]
+    rounds: int
+    seconds: float
+
+
+Report = Callable[[str], None]
+"""Takes a line about the progress."""
+
+
+def available(peers: Sequence[Peer], report: Report) -> list[Peer]:
+    """The peers that are installed; one line for each that is not."""
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = pathlib.Path(scratch)
+        for peer in peers:
+            try:
+                peer.command(Place(directory, directory, 0))
+            except PeerMissing as missing:
+                report(str(missing))
+            else:
+                found.append(peer)
+    return found
+
+
+def _run(server: Server, workload: Workload, objects: int) -> tuple[Sample, Outcome]:
+    """One run of ``objects`` per association; leaves the storage directory empty.
+
+    PeerFailed if the server has ended, or has not stored all that it answered with Success.
+    """
+    server.storage.warm(objects * workload.associations * workload.size)
+    cpu = server.cpu_seconds()
+    outcome = loadgen.run(workload.load(server.place.port, objects))
+    cpu = server.cpu_seconds() - cpu
+    response = summary(outcome.response_times)
+    rate = outcome.per_second()
+    sample = Sample(
+        objects_per_second=rate,
+        megabytes_per_second=rate * outcome.object_bytes / 1e6,
+        cpu_per_1000=1000 * cpu / max(1, outcome.objects),
+        peak_mebibytes=server.peak_mebibytes(),
+        p50=response["p50"],
+        p99=response["p99"],
+        p999=response["p99.9"],
+        loadgen_share=outcome.cpu_seconds / outcome.seconds if outcome.seconds else 0.0,
+    )
+    server.check(1.0 if outcome.failures else 0.0)
+    if server.stored_bytes() < outcome.objects * outcome.object_bytes:
+        raise PeerFailed(f"{server.peer.name} stored less than the {outcome.objects} objects it took")
+    server.remove_objects()
+    return sample, outcome
+
+
+def trouble(outcome: Outcome) -> str:
+    """What went wrong, in a few words; empty if every object was answered with Success."""
+    statuses = [f"{count} answered {code:04X}H" for code, count in outcome.statuses.items() if code]
+    return ", ".join([*statuses, *(f"{count} times {why}" for why, count in outcome.failures.items())])
+
+
+def _calibrate(server: Server, workload: Workload, seconds: float) -> tuple[int, str]:
+    """Objects per association for a run of about ``seconds``; and what went wrong, if anything."""
+    associations = workload.associations
+    most = max(1, min(_MOST_OBJECTS, _LARGEST_RUN // workload.size) // associations)
+    least = min(most, workload.least)
+    objects = least
+    while True:
+        _, outcome = _run(server, workload, objects)
+        if not outcome.ok:
+            return objects, trouble(outcome)
+        if outcome.seconds >= _CALIBRATION_SHARE * seconds or objects >= most:
+            return max(least, min(most, round(outcome.per_second() * seconds / associations))), ""
+        objects = min(most, objects * 4)
+
+
+def measure(settings: Settings, report: Report) -> list[Result]:
+    """Runs everything: for each storage and workload all servers at once, and in every round one after the other."""
+    results: list[Result] = []
+    for storage in settings.storages:
+        for workload in settings.workloads:
+            report(f"{storage.name}, {workload.title} ...")
+            with contextlib.ExitStack() as stack:
+                pairs = []
+                extra = (peer for peer in settings.extra if peer.name in workload.also)
+                for peer in (*settings.peers, *extra):
+                    result = Result(storage.name, workload, peer)
+                    results.append(result)
+                    try:
+                        server = stack.enter_context(Server(peer, storage))
+                        result.objects, result.trouble = _calibrate(server, workload, settings.seconds)
+                    except PeerFailed as failed:
+                        result.trouble = str(failed)
+                    if not result.trouble:
+                        pairs.append((server, result))
+                for turn in range(settings.rounds):
+                    # Everybody is first once in a while.
+                    start = turn % len(pairs) if pairs else 0
+                    for server, result in pairs[start:] + pairs[:start]:
+                        _round(server, result)
+    return results
+
+
+def _round(server: Server, result: Result) -> None:
+    if result.trouble:
+        return
+    try:
+        sample, outcome = _run(server, result.workload, result.objects)
+    except PeerFailed as failed:
+        result.trouble = str(failed)
+        return
+    if outcome.ok:
+        result.samples.append(sample)
+    else:
+        result.trouble = trouble(outcome)

@@ -1,0 +1,162 @@
+"""Results as one table, and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import platform
+import statistics
+from collections.abc import Sequence
+
+from bench.measure import GOALS, Result
+from bench.memory import MemoryResult
+from bench.peers import STORESCP
+
+_COLUMNS = ("", "", "objects/s", "MB/s", "CPU s/1000", "peak MiB", "p50 ms", "p99 ms", "storescp is")
+
+
+def machine() -> str:
+    """The machine in a few words."""
+    model = platform.machine()
+    try:
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1024**3
+    versions = f"Linux {platform.release()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} CPUs ({model}), {memory:.0f} GiB, {versions}"
+
+
+def blocks(results: Sequence[Result]) -> list[list[Result]]:
+    """The results of each storage and workload, with the best peer of each group, in order of their first."""
+    found: dict[tuple[str, str], dict[str, Result]] = {}
+    for result in results:
+        groups = found.setdefault((result.storage, result.workload.name), {})
+        other = groups.get(result.peer.group)
+        if other is None or _rate(result) > _rate(other):
+            groups[result.peer.group] = result
+    return [list(groups.values()) for groups in found.values()]
+
+
+def _rate(result: Result) -> float:
+    median = result.median()
+    return median.objects_per_second if median else -1.0
+
+
+def ratio(ours: Result, theirs: Result) -> float | None:
+    """The median over the rounds of our rate by theirs; None if either has no sample."""
+    both = zip(ours.samples, theirs.samples, strict=False)
+    ratios = [a.objects_per_second / b.objects_per_second for a, b in both if b.objects_per_second]
+    return statistics.median(ratios) if ratios else None
+
+
+def _number(value: float) -> str:
+    """Three significant digits, or all before the point, with thousands separated."""
+    decimals = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:,.{decimals}f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Lines with columns of equal width; the first ``left`` ones to the left. A row without cells is an empty line."""
+    filled = [row for row in rows if row]
+    widths = [max(map(len, column)) for column in zip(*filled, strict=True)] if filled else []
+    lines = []
+    for row in rows:
+        cells = (
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+        )
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def table(results: Sequence[Result]) -> str:
+    """The side-by-side table, a block of lines for each storage and workload."""
+    rows: list[Sequence[str]] = [_COLUMNS]
+    notes = [f"{r.peer.name}, {r.storage}, {r.workload.title}: {r.trouble}" for r in results if r.trouble]
+    for block in blocks(results):
+        rows.append(())
+        ours = next((result for result in block if result.peer.name == STORESCP.name), None)
+        title = f"{block[0].workload.title}, {block[0].storage}"
+        for result in block:
+            median = result.median()
+            if median is None:
+                cells = ["-"] * (len(_COLUMNS) - 3)
+            else:
+                cells = [
+                    _number(median.objects_per_second),
+                    _number(median.megabytes_per_second),
+                    _number(median.cpu_per_1000),
+                    _number(median.peak_mebibytes),
+                    _number(median.p50),
+                    _number(median.p99),
+                ]
+            quotient = ratio(ours, result) if ours is not None and ours is not result else None
+            rows.append((title, result.peer.group, *cells, f"{quotient:.2f} x" if quotient else ""))
+            title = ""
+    return "\n".join([*_aligned(rows, 2), "", *notes]).rstrip() + "\n"
+
+
+def goals(results: Sequence[Result]) -> list[tuple[str, float, float | None, bool]]:
+    """Each goal that was measured: its text, the least ratio, the ratio found, whether that is enough."""
+    found = []
+    for block in blocks(results):
+        by_group = {result.peer.group: result for result in block}
+        ours = by_group.get(STORESCP.group)
+        for goal in GOALS:
+            theirs = by_group.get(goal.group)
+            if ours is None or theirs is None or goal.workload != ours.workload.name:
+                continue
+            quotient = ratio(ours, theirs)
+            text = f"{ours.workload.title}, {ours.storage}: storescp by {goal.group}"
+            found.append((text, goal.least, quotient, quotient is not None and quotient >= goal.least))
+    return found
+
+
+def limits(results: Sequence[Result], memory: Sequence[MemoryResult]) -> str:
+    """What was to be reached, and what was."""
+    rows: list[Sequence[str]] = []
+    for text, least, quotient, reached in goals(results):
+        value = "-" if quotient is None else f"{quotient:.2f}"
+        rows.append((text, "reached" if reached else "MISSED", value, f"at least {least:.2f}", ""))
+    for result in memory:
+        value = "-" if result.value is None else f"{result.value:.1f}"
+        rows.append(
+            (
+                result.title,
+                "reached" if result.ok else "MISSED",
+                value,
+                f"below {result.limit:.0f} MiB",
+                result.detail,
+            )
+        )
+    return "".join(line + "\n" for line in _aligned(rows, 2))
+
+
+def as_json(results: Sequence[Result], memory: Sequence[MemoryResult], conditions: str) -> dict[str, object]:
+    """Everything measured, samples too; all DCMTK variants."""
+    return {
+        "conditions": conditions,
+        "results": [
+            {
+                "storage": result.storage,
+                "workload": result.workload.name,
+                "server": result.peer.name,
+                "group": result.peer.group,
+                "objects_per_association": result.objects,
+                "trouble": result.trouble,
+                "median": dataclasses.asdict(median) if (median := result.median()) else None,
+                "samples": [dataclasses.asdict(sample) for sample in result.samples],
+            }
+            for result in results
+        ],
+        "goals": [
+            {"goal": text, "least": least, "ratio": quotient, "reached": reached}
+            for text, least, quotient, reached in goals(results)
+        ],
+        "memory": [dataclasses.asdict(result) | {"reached": result.ok} for result in memory],
+    }
