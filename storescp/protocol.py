@@ -104,6 +104,7 @@ class AssociationProtocol(Protocol):
         self._waits_for_storage = False
         self._releasing = False
         self._connected = False
+        self._socket: socket.socket | None = None
         self._acknowledge: Callable[[], None] | None = None
 
     # -- IProtocol, IPushProducer: the transport's side --
@@ -115,6 +116,7 @@ class AssociationProtocol(Protocol):
             self.transport.bufferSize = READ_SIZE
         handle = self.transport.getHandle()
         if isinstance(handle, socket.socket) and handle.family in (socket.AF_INET, socket.AF_INET6):
+            self._socket = handle
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
             # Senders that write a PDU in two pieces with Nagle's algorithm on (DCMTK, Orthanc) wait with the
@@ -227,6 +229,8 @@ class AssociationProtocol(Protocol):
     # -- the upper layer's side --
 
     def _indication(self, indication: Indication) -> None:
+        if self._artim is not None:
+            self._set_artim()  # if it is to run on, _flush starts it anew
         match indication:
             case AssociateIndication(request):
                 self._associate(request)
@@ -320,11 +324,25 @@ class AssociationProtocol(Protocol):
         assert self.transport is not None
         data = self._upper_layer.data_to_send()
         if data:
-            self.transport.write(data)
+            self._write(data)
         if self._upper_layer.artim_running is not (self._artim is not None):
             self._set_artim()
         if self._upper_layer.transport_closing:
             self._close()
+
+    def _write(self, data: bytes) -> None:
+        """Send *data*: now if the socket takes it, where the transport would wait for its next turn."""
+        assert self.transport is not None
+        if self._socket is not None:
+            try:
+                sent = self._socket.send(data)
+            except OSError:
+                sent = 0  # full, or gone: the transport finds out which
+            if sent == len(data):
+                return
+            self._socket = None  # what the transport has to send must not be overtaken
+            data = data[sent:]
+        self.transport.write(data)
 
     def _set_artim(self) -> None:
         if self._artim is not None:
