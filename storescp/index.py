@@ -1,7 +1,7 @@
 """The database of received instances: SQLite, one writer, any number of readers. Blocking; no Twisted.
 
-What belongs here: the schema's life, the transaction that enters instances, and the counts. The tables are
-described in ``index_schema_1.sql``; whoever searches may open the file beside the running server.
+What belongs here: the transactions that enter and remove instances, look-up, and the counts. The tables are
+described in ``index_schema_2.sql``; whoever searches may open the file beside the running server.
 
 Write-ahead logging makes a transaction one append, and leaves the database consistent whenever the process
 dies. The writing of an instance is on the hot path of the server: three statements for a whole batch, one row
@@ -10,24 +10,23 @@ an instance, and one counter for each series concerned.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
-from importlib import resources
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from storescp import dataset_head as tags
 from storescp.dataset_head import Head
-
-#: The schema that this module writes. A database of a higher number is not touched.
-SCHEMA_VERSION = 1
-
-#: "dcmi": marks a SQLite database as this index, so that nobody else's is written into.
-APPLICATION_ID = 0x64636D69
+from storescp.index_schema import SCHEMA_VERSION, create_or_upgrade, schema_of, sync
 
 #: Series whose number is remembered, so that their next instances need no look-up; some 2 MiB.
 KNOWN_SERIES = 4096
+
+#: Rows that are looked up or read at a time; SQLite takes 32766 values in a statement, the older ones 999.
+BATCH = 500
 
 # synchronous=NORMAL: the log is synced before it is copied back, so even a power cut only takes the last commits;
 #   OFF could cost the database, and is no faster while no copying back is going on.
@@ -45,13 +44,14 @@ _PRAGMAS = """
 _INSERT_INSTANCE = """
     INSERT INTO instances (
         series, sop_instance_uid, sop_class_uid, transfer_syntax_uid, instance_number, number_of_frames,
-        "rows", "columns", size, path, calling_ae_title, received_at
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO NOTHING
+        "rows", "columns", size, path, calling_ae_title, received_at, digest
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO NOTHING
 """
+_ROW = "path, sop_class_uid, sop_instance_uid, transfer_syntax_uid, size, digest"
 _COUNT = "UPDATE series SET instances = instances + ?, bytes = bytes + ? WHERE id = ?"
 
 _Row = tuple[
-    int, str, str, str, int | None, int | None, int | None, int | None, int, str, str, float
+    int, str, str, str, int | None, int | None, int | None, int | None, int, str, str, float, str | None
 ]  # of instances, as _INSERT_INSTANCE has it
 
 
@@ -61,7 +61,7 @@ class IndexUnavailable(Exception):
 
 class ReceivedInstance(NamedTuple):
     """One stored instance: ``path`` with "/" under the storage directory, ``size`` of the file in bytes,
-    ``received_at`` in POSIX seconds.
+    ``received_at`` in POSIX seconds, ``digest`` of the file as "algorithm:hexadecimal".
     """
 
     head: Head
@@ -72,6 +72,18 @@ class ReceivedInstance(NamedTuple):
     size: int
     calling_ae_title: str
     received_at: float
+    digest: str | None = None
+
+
+class Row(NamedTuple):
+    """What the index knows of one file."""
+
+    path: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    size: int
+    digest: str | None
 
 
 class Totals(NamedTuple):
@@ -79,6 +91,15 @@ class Totals(NamedTuple):
 
     patients: int
     studies: int
+    series: int
+    instances: int
+    bytes: int
+
+
+class ModalityCounts(NamedTuple):
+    """How much there is of a modality; None for series that do not name theirs."""
+
+    modality: str | None
     series: int
     instances: int
     bytes: int
@@ -95,8 +116,9 @@ class Counts(NamedTuple):
 class Index:
     """The index at *path*, created if missing, with its directories.
 
-    *durable*: a commit returns when it is on disk. *busy_timeout*: seconds to wait for another writer. Calls must
-    come one at a time, from any thread. Raises IndexUnavailable, as every method does.
+    One of an older schema is upgraded, after a copy was made beside it: ``index.db.schema-1.bak``. *durable*: a
+    commit returns when it is on disk. *busy_timeout*: seconds to wait for another writer. Calls must come one at
+    a time, from any thread. Raises IndexUnavailable, as every method does.
     """
 
     def __init__(self, path: str, *, durable: bool = False, busy_timeout: float = 5.0) -> None:
@@ -106,6 +128,7 @@ class Index:
         self._closed = False
         self._known: dict[tuple[bytes | None, bytes | None], int] = {}
         self._connection: sqlite3.Connection | None = None
+        self._named = False  # whether the names of the database and its log are on the disk
         try:
             os.makedirs(os.path.dirname(self._path), exist_ok=True)
             self._connection = self._open("rwc")
@@ -119,33 +142,124 @@ class Index:
         attributes received first stay, and so does the patient of a study. Raises ValueError for an instance
         without Study or Series Instance UID.
         """
+        self._add(instances, None)
+
+    def add_if(
+        self, instances: Sequence[ReceivedInstance], condition: Callable[[ReceivedInstance], bool]
+    ) -> int:
+        """As add(), without those that fail *condition*, which is asked while nobody else can write.
+
+        Returns how many were entered.
+        """
+        return self._add(instances, condition)
+
+    def _add(
+        self, instances: Sequence[ReceivedInstance], condition: Callable[[ReceivedInstance], bool] | None
+    ) -> int:
         if not instances:
-            return
+            return 0
+        chosen = instances
         try:
             connection = self._ready()
             try:
-                if not self._enter(connection, instances):
+                for replace in (False, True):
+                    connection.execute("BEGIN IMMEDIATE")
+                    if condition is not None:
+                        chosen = list(filter(condition, instances))
+                    if not chosen or self._enter(connection, chosen, replace=replace):
+                        return len(chosen)
                     # Seldom: some paths are there already, or somebody else has removed a series.
                     connection.execute("ROLLBACK")
                     self._known.clear()
-                    if not self._enter(connection, instances, replace=True):
-                        raise sqlite3.IntegrityError("its tables contradict each other")
+                raise sqlite3.IntegrityError("its tables contradict each other")
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
         except (sqlite3.Error, OSError) as error:
             raise self._unavailable(error) from error
 
-    def totals(self) -> Totals:
-        """What the index holds, from the counters of the series."""
+    def remove(self, paths: Iterable[str], condition: Callable[[str], bool] | None = None) -> int:
+        """Take the rows of *paths* away, in one transaction, and the series, studies and patients that this empties.
+
+        Those that fail *condition*, which is asked while nobody else can write, stay. Returns the rows removed.
+        """
         try:
-            (row,) = self._ready().execute(
-                "SELECT (SELECT count(*) FROM patients), (SELECT count(*) FROM studies), count(*),"
-                " ifnull(sum(instances), 0), ifnull(sum(bytes), 0) FROM series"
-            )
+            connection = self._ready()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                removed = _remove(connection, filter(condition, paths))
+                _prune(connection, removed)
+                connection.execute("COMMIT")
+                self._known.clear()
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
         except (sqlite3.Error, OSError) as error:
             raise self._unavailable(error) from error
+        return removed.total()
+
+    def find(self, path: str) -> Row | None:
+        """The row of *path*."""
+        return self.find_all([path]).get(path)
+
+    def find_all(self, paths: Sequence[str]) -> dict[str, Row]:
+        """The rows of those of *paths* that have one, by path."""
+        found = {}
+        for start in range(0, len(paths), BATCH):
+            part = paths[start : start + BATCH]
+            marks = ", ".join("?" * len(part))
+            for row in self._select(f"SELECT {_ROW} FROM instances WHERE path IN ({marks})", *part):
+                found[row[0]] = Row(*row)
+        return found
+
+    def rows(self) -> Iterator[list[Row]]:
+        """All rows, in batches, between which nothing keeps the log from being copied back.
+
+        What is entered or removed meanwhile may be among them or not.
+        """
+        last = -1
+        while batch := self._select(
+            f"SELECT {_ROW}, id FROM instances WHERE id > ? ORDER BY id LIMIT {BATCH}", last
+        ):
+            last = batch[-1][-1]
+            yield [Row(*row[:-1]) for row in batch]
+
+    def make_durable(self) -> None:
+        """Wait until all that was committed so far is on the disk."""
+        # What was committed is in the log, or was copied back: then SQLite has synced the database before it used
+        # the log anew. The database must not be opened here: closing it would end this process's locks (fcntl(2)).
+        try:
+            self._ready()
+            with contextlib.suppress(FileNotFoundError):  # nobody has written since all was copied back
+                sync(self._path + "-wal")
+            if not self._named:
+                sync(os.path.dirname(self._path))
+                self._named = True
+        except (sqlite3.Error, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def totals(self) -> Totals:
+        """What the index holds, from the counters of the series."""
+        (row,) = self._select(
+            "SELECT (SELECT count(*) FROM patients), (SELECT count(*) FROM studies), count(*),"
+            " ifnull(sum(instances), 0), ifnull(sum(bytes), 0) FROM series"
+        )
         return Totals(*row)
+
+    def modalities(self) -> list[ModalityCounts]:
+        """What the index holds, by modality."""
+        rows = self._select(
+            "SELECT modality, count(*), sum(instances), sum(bytes) FROM series GROUP BY modality"
+        )
+        return [ModalityCounts(*row) for row in rows]
+
+    def received(self) -> tuple[float, float] | None:
+        """When the first and the last of its instances were received, in POSIX seconds; None when it is empty.
+
+        Every row is read for this.
+        """
+        ((first, last),) = self._select("SELECT min(received_at), max(received_at) FROM instances")
+        return None if first is None else (first, last)
 
     def counts(self, study_instance_uid: str, series_instance_uid: str | None = None) -> Counts:
         """What belongs to a study, or to one of its series; all 0 when it is not known."""
@@ -157,10 +271,7 @@ class Index:
         if series_instance_uid is not None:
             statement += " AND series_instance_uid = ?"
             values.append(series_instance_uid)
-        try:
-            (row,) = self._ready().execute(statement, values)
-        except (sqlite3.Error, OSError) as error:
-            raise self._unavailable(error) from error
+        (row,) = self._select(statement, *values)
         return Counts(*row)
 
     def close(self) -> None:
@@ -182,45 +293,28 @@ class Index:
             check_same_thread=False,
         )
         try:
-            new = self._check_schema(connection)
-            if new and mode != "rwc":
-                raise IndexUnavailable(f"index {self._path}: the database is empty")
+            version = schema_of(connection)
+            if not version and mode != "rwc":
+                raise sqlite3.DatabaseError("the database is empty")
             for pragma in _PRAGMAS.format(synchronous=self._synchronous).split(";"):
                 connection.execute(pragma)
-            if new:
-                self._create(connection)
+            if version != SCHEMA_VERSION:
+                create_or_upgrade(connection, self._path)
+                connection.execute(f"PRAGMA busy_timeout = {self._busy_timeout * 1000:.0f}")
             status = os.stat(self._path)
         except BaseException:
             connection.close()
             raise
         self._file = status.st_dev, status.st_ino
+        self._named = False
         return connection
 
-    def _check_schema(self, connection: sqlite3.Connection) -> bool:
-        """Whether the database is empty; else it is an index that this module can work with."""
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        if application != APPLICATION_ID:
-            if version or application or connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                raise IndexUnavailable(f"index {self._path}: the database is of another program")
-            return True
-        if version != SCHEMA_VERSION:
-            raise IndexUnavailable(
-                f"index {self._path}: the database has schema {version}, this program knows {SCHEMA_VERSION}"
-                " (was it made by a newer one?)"
-            )
-        return False
-
-    def _create(self, connection: sqlite3.Connection) -> None:
-        """All of the schema or nothing, whoever else is at it."""
-        schema = resources.files("storescp").joinpath(f"index_schema_{SCHEMA_VERSION}.sql").read_text("utf-8")
-        connection.execute("BEGIN IMMEDIATE")
-        if self._check_schema(connection):
-            for statement in schema.split(";\n"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        connection.execute("COMMIT")
+    def _select(self, statement: str, *values: str | int) -> list[Any]:
+        """All that *statement* yields; no transaction stays open."""
+        try:
+            return self._ready().execute(statement, values).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            raise self._unavailable(error) from error
 
     def _ready(self) -> sqlite3.Connection:
         """The connection. SQLite would go on with a file that has been removed or replaced: that is found out here."""
@@ -251,13 +345,12 @@ class Index:
     # -- one transaction --
 
     def _enter(
-        self, connection: sqlite3.Connection, instances: Sequence[ReceivedInstance], *, replace: bool = False
+        self, connection: sqlite3.Connection, instances: Sequence[ReceivedInstance], *, replace: bool
     ) -> bool:
-        """Enter *instances* and commit. False, with the transaction open, when a row is not as it was thought to be."""
+        """Enter *instances* and commit; false, with the transaction open, when a row is not as it was thought to be."""
         known = self._known
         new: dict[tuple[bytes | None, bytes | None], int] = {}
         rows: list[_Row] = []
-        connection.execute("BEGIN IMMEDIATE")
         for (
             head,
             sop_class_uid,
@@ -267,6 +360,7 @@ class Index:
             size,
             calling_ae_title,
             received_at,
+            digest,
         ) in instances:
             raw, integer = head.raw, head.integer
             key = raw.get(tags.STUDY_INSTANCE_UID), raw.get(tags.SERIES_INSTANCE_UID)
@@ -287,11 +381,12 @@ class Index:
                     path,
                     calling_ae_title,
                     received_at,
+                    digest,
                 )
             )
         emptied: set[int] = set()
         if replace:
-            emptied = {row[0] for row in rows} | _remove(connection, (row[9] for row in rows))
+            emptied = {row[0] for row in rows}.union(_remove(connection, (row[9] for row in rows)))
             rows = list({row[9]: row for row in rows}.values())
         growth: dict[int, list[int]] = {}
         for row in rows:
@@ -379,15 +474,15 @@ def _patient(connection: sqlite3.Connection, head: Head) -> int:
     return patient
 
 
-def _remove(connection: sqlite3.Connection, paths: Iterable[str]) -> set[int]:
-    """Remove the instances at *paths*; returns the series that they were in."""
-    removed = set()
+def _remove(connection: sqlite3.Connection, paths: Iterable[str]) -> Counter[int]:
+    """Remove the instances at *paths*; returns how many, by series."""
+    removed: Counter[int] = Counter()
     for path in paths:
         for series, size in connection.execute(
             "DELETE FROM instances WHERE path = ? RETURNING series, size", (path,)
         ).fetchall():
             connection.execute(_COUNT, (-1, -size, series))
-            removed.add(series)
+            removed[series] += 1
     return removed
 
 

@@ -21,14 +21,21 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp import dataset_head as tags
 from storescp import index as index_module
 from storescp.dataset_head import Head
-from storescp.index import SCHEMA_VERSION, Counts, Index, IndexUnavailable, ReceivedInstance, Totals
+from storescp.index import Counts, Index, IndexUnavailable, ReceivedInstance, Row, Totals
+from storescp.index_schema import APPLICATION_ID, SCHEMA_VERSION, create_or_upgrade
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
 
 
 def instance(
-    path: str, *, study: str = "1.1", series: str = "1.1.1", size: int = 100, **attributes: str
+    path: str,
+    *,
+    study: str = "1.1",
+    series: str = "1.1.1",
+    size: int = 100,
+    digest: str | None = None,
+    **attributes: str,
 ) -> ReceivedInstance:
     """An instance at *path*; *attributes* by the names of dataset_head's tags in small letters."""
     raw = {getattr(tags, name.upper()): value.encode() for name, value in attributes.items()}
@@ -37,7 +44,7 @@ def instance(
         tags.STUDY_INSTANCE_UID: study.encode() + b"\0",
         tags.SERIES_INSTANCE_UID: series.encode() + b"\0",
     }
-    return ReceivedInstance(Head(raw), CT, "1.9." + path, EXPLICIT, path, size, "SENDER", 1234.5)
+    return ReceivedInstance(Head(raw), CT, "1.9." + path, EXPLICIT, path, size, "SENDER", 1234.5, digest)
 
 
 class IndexTestCase(SynchronousTestCase):
@@ -306,6 +313,24 @@ class AddTests(IndexTestCase):
             plan = self.query(f"EXPLAIN QUERY PLAN SELECT * FROM {condition}")
             self.assertIn("SEARCH", str(plan[0][3]), condition)
 
+    def test_generations(self) -> None:
+        """An image is found by its SOP Instance UID alone, in whatever generation, and without reading the table."""
+        for number in range(5):
+            self.index.add([instance(f"{number}")])
+            connection = sqlite3.connect(self.path)
+            connection.execute(
+                "UPDATE instances SET id = id + 20000 WHERE id = (SELECT max(id) FROM instances)"
+            )
+            connection.commit()
+            connection.close()
+        generations = self.query("SELECT count(DISTINCT id >> 13) FROM instances")
+        self.assertEqual(generations, [(5,)])
+        for number in range(5):
+            search = f"SELECT path FROM instances WHERE sop_instance_uid = '1.9.{number}'"
+            self.assertEqual(self.query(search), [(f"{number}",)])
+            ((*_, plan),) = self.query(f"EXPLAIN QUERY PLAN {search}")
+            self.assertIn("USING INDEX instances_by_sop_instance_uid", str(plan))
+
 
 class Operation(NamedTuple):
     """An instance in the model's terms."""
@@ -384,6 +409,328 @@ class ModelTests(SynchronousTestCase):
                 shutil.rmtree(directory)
 
 
+class RemoveTests(IndexTestCase):
+    """What is taken away."""
+
+    def test_remove(self) -> None:
+        """Rows go, the counters follow, and what is empty then goes too: series, study, patient, each by itself."""
+        self.index.add(
+            [
+                instance("a", patient_id="P"),
+                instance("b", patient_id="P", size=11),
+                instance("c", patient_id="P", series="1.1.2"),
+                instance("d", patient_id="P", study="1.2", series="1.2.1"),
+                instance("e", patient_id="Q", study="1.3", series="1.3.1"),
+            ]
+        )
+        for paths, removed, totals in (
+            (["a", "nothing"], 1, Totals(2, 3, 4, 4, 311)),
+            (["c"], 1, Totals(2, 3, 3, 3, 211)),
+            (["b", "b"], 1, Totals(2, 2, 2, 2, 200)),
+            (["e"], 1, Totals(1, 1, 1, 1, 100)),
+            (["d"], 1, Totals(0, 0, 0, 0, 0)),
+            (["d"], 0, Totals(0, 0, 0, 0, 0)),
+        ):
+            self.assertEqual(self.index.remove(paths), removed)
+            self.assertEqual(self.index.totals(), totals, paths)
+
+    def test_added_again(self) -> None:
+        """A series that was emptied begins anew with its next instance, whose attributes are taken."""
+        self.index.add([instance("a", modality="CT")])
+        self.index.remove(["a"])
+        self.index.add([instance("a", modality="MR")])
+        self.assertEqual(self.query("SELECT modality, instances, bytes FROM series"), [("MR", 1, 100)])
+
+    def test_condition(self) -> None:
+        """What fails the condition stays; it is asked while no other connection can write."""
+        self.index.add([instance("a"), instance("b")])
+        other = sqlite3.connect(self.path, timeout=0)
+        self.addCleanup(other.close)
+
+        def condition(path: str) -> bool:
+            self.assertRaisesRegex(sqlite3.OperationalError, "locked", other.execute, "DELETE FROM instances")
+            return path == "b"
+
+        self.assertEqual(self.index.remove(["a", "b"], condition), 1)
+        self.assertEqual(self.query("SELECT path FROM instances"), [("a",)])
+        self.assertEqual(self.index.totals(), Totals(1, 1, 1, 1, 100))
+
+        def unknown(instance: ReceivedInstance) -> bool:
+            return condition("b") and instance.path != "a"
+
+        self.index.add_if([instance("a", size=5), instance("c")], unknown)
+        self.assertEqual(self.query("SELECT path, size FROM instances"), [("a", 100), ("c", 100)])
+        self.assertEqual(self.index.add_if([instance("e")], lambda instance: False), 0)
+        self.assertEqual(self.index.add_if([instance("a", size=5), instance("d")], lambda instance: True), 2)
+        self.assertEqual(self.index.totals(), Totals(1, 1, 1, 3, 205))
+
+    def test_condition_is_asked_again(self) -> None:
+        """Where entering takes a second attempt, what somebody else wrote in between is seen by the condition."""
+        self.index.add([instance("a"), instance("b", size=1)])
+        other = self.open()
+        attempts: list[str] = []
+
+        def condition(candidate: ReceivedInstance) -> bool:
+            attempts.append(candidate.path)
+            return len(attempts) < 3
+
+        with mock.patch.object(Index, "_enter", autospec=True) as enter:
+            enter.side_effect = lambda *_, **__: False
+            self.index.add_if([instance("a", size=7), instance("b", size=7)], condition)
+        self.assertEqual(attempts, ["a", "b", "a", "b"])
+        self.assertEqual(other.totals(), Totals(1, 1, 1, 2, 101))
+
+    def test_failure(self) -> None:
+        """A failure takes back all of it."""
+        self.index.add([instance("a"), instance("b", study="1.2")])
+        other = sqlite3.connect(self.path)
+        self.addCleanup(other.close)
+        other.execute(
+            "CREATE TRIGGER fault BEFORE DELETE ON studies BEGIN SELECT raise(ABORT, 'no more'); END"
+        )
+        other.commit()
+        with self.assertRaisesRegex(IndexUnavailable, "no more"):
+            self.index.remove(["a", "b"])
+        self.assertEqual(self.index.totals(), Totals(2, 2, 2, 2, 200))
+
+
+class FindTests(IndexTestCase):
+    """What is found."""
+
+    def test_find(self) -> None:
+        """The row of a path has what was entered, the digest too; where there is none, the answer is None."""
+        self.index.add([instance("a/b", digest="sha256:00ff"), instance("c", size=7)])
+        self.assertEqual(
+            self.index.find("a/b"), Row("a/b", CT, "1.9.a/b", EXPLICIT, 100, digest="sha256:00ff")
+        )
+        self.assertEqual(self.index.find("c"), Row("c", CT, "1.9.c", EXPLICIT, 7, None))
+        self.assertIsNone(self.index.find("a"))
+
+    def test_replaced(self) -> None:
+        """The row that replaces another brings its own digest, or none."""
+        self.index.add([instance("a", digest="md5:1")])
+        self.index.add([instance("a", digest="md5:2")])
+        row = self.index.find("a")
+        assert row is not None
+        self.assertEqual(row.digest, "md5:2")
+        self.index.add([instance("a")])
+        self.assertEqual(self.query("SELECT path, digest FROM instances"), [("a", None)])
+
+    def test_many(self) -> None:
+        """More paths than a statement takes are found, and all rows come in batches, each once."""
+        paths = [f"p{number}" for number in range(1203)]
+        self.index.add([instance(path) for path in paths])
+        self.assertEqual(set(self.index.find_all([*paths, "nothing"])), set(paths))
+        batches = list(self.index.rows())
+        self.assertEqual([len(batch) for batch in batches], [500, 500, 203])
+        self.assertEqual([row.path for batch in batches for row in batch], paths)
+
+    def test_no_transaction_between_batches(self) -> None:
+        """While somebody is at the rows, others write, the log can be copied back, and rows may go."""
+        self.index.add([instance(f"p{number}") for number in range(600)])
+        rows = self.index.rows()
+        next(rows)
+        other = self.open()
+        other.add([instance("new")])
+        other.remove(["p599"])
+        ((busy, *_),) = self.query("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.assertEqual(busy, 0)
+        self.assertEqual(
+            [row.path for row in next(rows)], [f"p{number}" for number in range(500, 599)] + ["new"]
+        )
+        self.assertEqual(list(rows), [])
+
+
+class StatisticsTests(IndexTestCase):
+    """What it holds, in numbers."""
+
+    def test_by_modality(self) -> None:
+        """Series, instances and bytes of each modality, and of what does not say."""
+        self.index.add(
+            [
+                instance("a", modality="CT"),
+                instance("b", modality="CT", size=7),
+                instance("c", modality="CT", series="1.1.2"),
+                instance("d", modality="MR", series="1.1.3"),
+                instance("e", series="1.1.4"),
+            ]
+        )
+        self.assertEqual(self.index.modalities(), [(None, 1, 1, 100), ("CT", 2, 3, 207), ("MR", 1, 1, 100)])
+
+    def test_received(self) -> None:
+        """The first and the last time, None while there is nothing."""
+        self.assertIsNone(self.index.received())
+        self.index.add([instance("a")._replace(received_at=time) for time in (5.5, 3.5)])
+        self.index.add([instance("b")._replace(received_at=9.0)])
+        self.assertEqual(self.index.received(), (3.5, 9.0))
+
+
+class DurabilityTests(IndexTestCase):
+    """What is on the disk."""
+
+    def synced(self) -> list[str]:
+        """The names of what make_durable() has the kernel write."""
+        names: list[str] = []
+        fsync = os.fsync
+
+        def sync(descriptor: int) -> None:
+            names.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            fsync(descriptor)
+
+        with mock.patch.object(os, "fsync", sync):
+            self.index.make_durable()
+        return names
+
+    def test_synced(self) -> None:
+        """The log is synced each time, and once its name; synchronous=NORMAL alone does neither."""
+        self.index.add([instance("a")])
+        self.assertEqual(self.synced(), [self.path + "-wal", os.path.dirname(self.path)])
+        self.index.add([instance("b")])
+        self.assertEqual(self.synced(), [self.path + "-wal"])
+
+    def test_locks_stay(self) -> None:
+        """It leaves the locks alone: another process that closes the database does not take the log away from us."""
+        self.index.add([instance("a")])
+        self.index.make_durable()
+        program = "import sys; from storescp.index import Index; print(Index(sys.argv[1]).totals().instances)"
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        other = subprocess.run(
+            [sys.executable, "-c", program, self.path], env=environment, capture_output=True, check=True
+        )
+        self.assertEqual(other.stdout, b"1\n")
+        self.assertTrue(os.path.exists(self.path + "-wal"))
+        self.index.add([instance("b")])
+        self.assertEqual(self.index.totals().instances, 2)
+
+    def test_fault(self) -> None:
+        """What cannot be synced is unavailable, and so is a closed index."""
+        self.index.add([instance("a")])
+        with (
+            mock.patch.object(os, "fsync", side_effect=OSError(5, "Input/output error")),
+            self.assertRaisesRegex(IndexUnavailable, f"^index {self.path}: Input/output error$"),
+        ):
+            self.index.make_durable()
+        self.index.make_durable()
+        self.index.close()
+        self.assertRaises(IndexUnavailable, self.index.make_durable)
+
+
+class UpgradeTests(IndexTestCase):
+    """A database of schema 1."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.index.close()
+        self.current = self.query("SELECT type, name, tbl_name FROM sqlite_master ORDER BY name")
+        self.columns = self.query("SELECT * FROM pragma_table_info('instances')")
+        os.unlink(self.path)
+        connection = sqlite3.connect(self.path)
+        with open(os.path.join(os.path.dirname(__file__), "index_schema_1.sql"), encoding="utf-8") as file:
+            connection.executescript("PRAGMA journal_mode = WAL;" + file.read())
+        connection.executescript(
+            f"""PRAGMA application_id = {APPLICATION_ID};
+            PRAGMA user_version = 1;
+            INSERT INTO patients VALUES (1, 'P', '', 'Doe', NULL, NULL);
+            INSERT INTO studies (id, patient, study_instance_uid) VALUES (1, 1, '1.1');
+            INSERT INTO series (id, study, series_instance_uid, instances, bytes) VALUES (1, 1, '1.1.1', 2, 300);
+            INSERT INTO instances VALUES (1, 1, '1.9.a', '{CT}', '{EXPLICIT}', 1, 1, 2, 2, 100, 'a', 'X', 1.5);
+            INSERT INTO instances VALUES (2, 1, '1.9.b', '{CT}', '{EXPLICIT}', 2, 1, 2, 2, 200, 'b', 'X', 2.5);
+            """
+        )
+        connection.close()
+
+    def backup(self) -> list[tuple[object, ...]]:
+        """Version and rows of the copy."""
+        connection = sqlite3.connect(f"file:{self.path}.schema-1.bak?mode=ro", uri=True)
+        try:
+            self.assertEqual(connection.execute("PRAGMA integrity_check").fetchall(), [("ok",)])
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            return [version, *connection.execute("SELECT * FROM instances").fetchall()]
+        finally:
+            connection.close()
+
+    def test_upgraded(self) -> None:
+        """Rows and counts stay, without digests; the tables are those of a new database; the copy is as it was."""
+        before = self.query("SELECT * FROM instances")
+        self.index = self.open()
+        self.assertEqual(self.index.totals(), Totals(1, 1, 1, 2, 300))
+        self.assertEqual(self.query("SELECT * FROM instances"), [(*row, None) for row in before])
+        self.assertEqual(
+            self.query("SELECT type, name, tbl_name FROM sqlite_master ORDER BY name"), self.current
+        )
+        self.assertEqual(self.query("SELECT * FROM pragma_table_info('instances')"), self.columns)
+        self.assertEqual(self.query("PRAGMA user_version"), [(SCHEMA_VERSION,)])
+        self.index.add([instance("c", digest="md5:1")])
+        self.index.close()
+        self.assertEqual(
+            sorted(os.listdir(os.path.dirname(self.path))), ["index.db", "index.db.schema-1.bak"]
+        )
+        self.assertEqual(self.backup(), [1, *before])
+
+    def test_fails_half_way(self) -> None:
+        """An upgrade that fails leaves schema 1 and its rows; the next one succeeds."""
+        with mock.patch.object(importlib.resources, "files") as files:
+            joined = files.return_value.joinpath.return_value
+            joined.read_text.return_value = (
+                "ALTER TABLE instances ADD COLUMN digest TEXT;\nCREATE NONSENSE;\n"
+            )
+            self.assertRaisesRegex(IndexUnavailable, "NONSENSE", self.open)
+        self.assertEqual(self.query("PRAGMA user_version"), [(1,)])
+        self.assertEqual(
+            len(self.query("SELECT * FROM pragma_table_info('instances')")), len(self.columns) - 1
+        )
+        self.assertEqual(self.backup()[0], 1)
+        self.index = self.open()
+        self.assertEqual(self.index.totals(), Totals(1, 1, 1, 2, 300))
+
+    def test_no_room_for_the_copy(self) -> None:
+        """Without a copy there is no upgrade, and what there was of the copy is gone."""
+        with mock.patch.object(os, "fsync", side_effect=OSError(28, "No space left on device")):
+            self.assertRaisesRegex(IndexUnavailable, "No space left", self.open)
+        self.assertEqual(self.query("PRAGMA user_version"), [(1,)])
+        self.assertEqual([name for name in os.listdir(os.path.dirname(self.path)) if "bak" in name], [])
+
+    def test_interrupted_copy(self) -> None:
+        """The rest of a copy that was killed is replaced."""
+        with open(self.path + ".schema-1.bak.new", "wb") as file:
+            file.write(b"half a copy")
+        self.index = self.open()
+        self.assertEqual(self.backup()[0], 1)
+        self.assertFalse(os.path.exists(self.path + ".schema-1.bak.new"))
+
+    def test_two_processes(self) -> None:
+        """Processes that open it at once all find the new schema, and one of them has made it."""
+        program = (
+            "import sys\n"
+            "from storescp.index import Index\n"
+            "print('ready', flush=True)\n"
+            "sys.stdin.readline()\n"
+            "print(Index(sys.argv[1]).totals().instances)\n"
+        )
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        others = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, self.path],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for _ in range(3)
+        ]
+        for other in others:
+            assert other.stdout is not None
+            self.assertEqual(other.stdout.readline(), "ready\n")
+        for other in others:
+            assert other.stdin is not None
+            other.stdin.write("\n")
+            other.stdin.flush()
+        self.assertEqual([other.communicate()[0] for other in others], ["2\n"] * 3)
+        self.assertEqual(self.backup()[0], 1)
+        self.assertEqual(self.query("SELECT * FROM pragma_table_info('instances')"), self.columns)
+
+
 class OpenTests(IndexTestCase):
     """The life of the database."""
 
@@ -391,7 +738,7 @@ class OpenTests(IndexTestCase):
         """Write-ahead log; synced with every commit when durable; the schema's number; marked as ours."""
         self.assertEqual(self.query("PRAGMA journal_mode"), [("wal",)])
         self.assertEqual(self.query("PRAGMA user_version"), [(SCHEMA_VERSION,)])
-        self.assertEqual(self.query("PRAGMA application_id"), [(index_module.APPLICATION_ID,)])
+        self.assertEqual(self.query("PRAGMA application_id"), [(APPLICATION_ID,)])
         for index, level in ((self.index, 1), (self.open(durable=True), 2)):
             assert index._connection is not None
             self.assertEqual(index._connection.execute("PRAGMA synchronous").fetchall(), [(level,)])
@@ -473,15 +820,14 @@ class OpenTests(IndexTestCase):
         """Two that create the database at the same moment end with one schema."""
         self.index.close()
         os.unlink(self.path)
-        original = Index._create
 
-        def create(index: Index, connection: sqlite3.Connection) -> None:
+        def create(connection: sqlite3.Connection, path: str) -> None:
             """Another process is faster."""
-            with mock.patch.object(Index, "_create", original):
+            with mock.patch.object(index_module, "create_or_upgrade", create_or_upgrade):
                 self.open().close()
-            original(index, connection)
+            create_or_upgrade(connection, path)
 
-        with mock.patch.object(Index, "_create", create):
+        with mock.patch.object(index_module, "create_or_upgrade", create):
             self.index = self.open()
         self.index.add([instance("a")])
         self.assertEqual(self.index.totals().instances, 1)
