@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import enum
+import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -18,8 +20,9 @@ import yaml
 
 from storescp.naming import Naming
 from storescp.sop_classes import resolve_sop_classes, resolve_transfer_syntaxes
+from storescp.space import SpaceLimit
 
-__all__ = ["OPTIONS", "Config", "ConfigError", "Duplicate", "LogLevel", "Option", "load"]
+__all__ = ["OPTIONS", "Config", "ConfigError", "Duplicate", "LogLevel", "Option", "Sync", "load"]
 
 # Far beyond any sensible file; keeps --config /dev/zero from eating the memory.
 MAX_FILE_SIZE: Final = 1 << 20
@@ -49,6 +52,14 @@ class Duplicate(enum.Enum):
     REJECT = "reject"
     REPLACE = "replace"
     IGNORE = "ignore"
+    SAME = "same"
+
+
+class Sync(enum.Enum):
+    """Whether an answer of Success waits for the disk."""
+
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +81,10 @@ class Config:
     """UIDs of transfer syntaxes, best first; empty: the first one proposed."""
     naming: Naming
     duplicate: Duplicate
+    sync: Sync
+    digest: str | None
+    """Name of an algorithm of hashlib; None for no digests."""
+    min_free: SpaceLimit
     max_assoc: int
     max_pending: int
     timeout: float
@@ -135,6 +150,30 @@ def _one_of(choices: type[E]) -> Callable[[tuple[str, ...]], E]:
         return by_value[texts[0]]
 
     return parse
+
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_space = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGT]?)(?:i?B)?|(%))", re.IGNORECASE).fullmatch
+
+
+def _free_space(texts: tuple[str, ...]) -> SpaceLimit:
+    match = _space(texts[0].strip())
+    if match is not None:
+        number, unit, percent = match.groups()
+        if percent and float(number) <= 100:
+            return SpaceLimit(float(number), True)
+        if not percent:
+            return SpaceLimit(float(number) * _UNITS[unit.upper()], False)
+    raise _unexpected("a size such as 500M or 2G, or a percentage up to 100%", texts[0])
+
+
+def _digest(texts: tuple[str, ...]) -> str | None:
+    name = texts[0].lower()
+    # SHAKE has digests of any length: none is the one.
+    known = sorted(name for name in hashlib.algorithms_guaranteed if not name.startswith("shake_"))
+    if name != "none" and name not in known:
+        raise _unexpected(f"none or one of {', '.join(known)}", texts[0])
+    return None if name == "none" else name
 
 
 def _flag(texts: tuple[str, ...]) -> bool:
@@ -242,8 +281,30 @@ _DUPLICATE = Option(
     "duplicate",
     "POLICY",
     "reject",
-    "an image that is stored already: reject it with 0111H, replace the stored one, ignore the new one",
+    "an image that is stored already: reject it with 0111H, replace the stored one, ignore the new one, or take it"
+    " for stored if it is the same to the byte and reject it if not",
     _one_of(Duplicate),
+)
+_SYNC = Option(
+    "sync",
+    "WHEN",
+    "always",
+    "answer Success when the image is on the disk (always), or when the operating system has it (never)",
+    _one_of(Sync),
+)
+_DIGEST = Option(
+    "digest",
+    "ALGORITHM",
+    "none",
+    "compute this digest of each file and keep it in the index: none, sha256, blake2b, ...",
+    _digest,
+)
+_MIN_FREE = Option(
+    "min-free",
+    "SPACE",
+    "100M",
+    "take no more images while less than this is free: bytes (K, M, G, T) or percent; 0: no limit",
+    _free_space,
 )
 _MAX_ASSOC = Option(
     "max-assoc",
@@ -311,6 +372,9 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     _PREFER,
     _NAMING,
     _DUPLICATE,
+    _SYNC,
+    _DIGEST,
+    _MIN_FREE,
     _MAX_ASSOC,
     _MAX_PENDING,
     _TIMEOUT,
@@ -365,6 +429,9 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
         prefer=value(_PREFER),
         naming=value(_NAMING),
         duplicate=value(_DUPLICATE),
+        sync=value(_SYNC),
+        digest=value(_DIGEST),
+        min_free=value(_MIN_FREE),
         max_assoc=value(_MAX_ASSOC),
         max_pending=value(_MAX_PENDING),
         timeout=value(_TIMEOUT),

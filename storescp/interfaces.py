@@ -28,6 +28,7 @@ class Outcome(NamedTuple):
 
     ``comment`` says why it failed, in words fit for the peer. ``size`` is the length of the data set in
     bytes, ``path`` where it lies under the storage directory; ``head`` is None when it could not be read.
+    ``is_open``: the store wants to be told whether the peer has its answer.
     """
 
     status: Status
@@ -35,6 +36,7 @@ class Outcome(NamedTuple):
     size: int
     path: str
     head: Head | None
+    is_open: bool = False
 
 
 class IFlow(Interface):
@@ -65,6 +67,12 @@ class IInstanceStore(Interface):
 
     def begin(origin: Origin, flow: IFlow) -> IIncomingInstance:
         """An instance begins."""
+
+    def acknowledged(path: str) -> None:
+        """The peer has the answer to the instance that was stored at *path*."""
+
+    def unacknowledged(path: str) -> None:
+        """The peer has perhaps not got the answer to the instance that was stored at *path*."""
 
 
 class IAssociation(IFlow):
@@ -98,5 +106,5 @@ class IAssociationUser(Interface):
     def fragment_received(fragment: Fragment) -> None:
         """A fragment arrived. Raises ProtocolViolation when it makes no message."""
 
-    def association_ended() -> None:
+    def association_ended(*, released: bool) -> None:
         """Nothing more comes, and nothing can be sent."""

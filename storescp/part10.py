@@ -69,20 +69,30 @@ class StorageDirectory:
     """The directory tree that instances are stored in.
 
     ``sync`` makes :meth:`UnnamedFile.sync` and :meth:`sync_directories` reach the disk. Opening it creates
-    it, proves that it can be written, and removes what a crash may have left. Raises OSError.
+    it, proves that it can be written, and removes what a crash may have left: all, or that of one *worker* of
+    several, each of which has hidden names of its own. Raises OSError.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, sync: bool) -> None:
+    def __init__(self, root: str | os.PathLike[str], *, sync: bool, worker: int | None = None) -> None:
         self.root = os.path.abspath(root)
         self.sync = sync
-        self._hidden = os.path.join(self.root, PRIVATE_DIRECTORY, "incoming")
+        private = os.path.join(self.root, PRIVATE_DIRECTORY)
+        self._hidden = os.path.join(private, "incoming", *([] if worker is None else [str(worker)]))
+        for folder, folders, names in os.walk(self._hidden, topdown=False):
+            for name in names:
+                os.unlink(os.path.join(folder, name))
+            for name in folders:
+                os.rmdir(os.path.join(folder, name))
         os.makedirs(self._hidden, exist_ok=True)
-        for name in os.listdir(self._hidden):
-            os.unlink(os.path.join(self._hidden, name))
+        if sync:
+            for directory in (private, self.root, os.path.dirname(self.root)):
+                sync_directory(directory)
         self._numbers = itertools.count()
         self._proc = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
         self._durable: set[str] = set()
-        self._anonymous = True
+        # What is synced without a name is, for a file system without a journal, a file that nobody wants: a power
+        # cut soon after the naming would take it. Where it must last, it has a name from the beginning.
+        self._anonymous = not sync
         self.create().close()
 
     def close(self) -> None:
@@ -92,35 +102,42 @@ class StorageDirectory:
         """A new file without a name. Raises OSError."""
         if self._anonymous:
             try:
-                return UnnamedFile(os.open(self._hidden, os.O_TMPFILE | os.O_WRONLY, 0o666), None)
+                return UnnamedFile(os.open(self._hidden, os.O_TMPFILE | os.O_RDWR, 0o666), None)
             except OSError as error:
                 if error.errno not in _NO_TMPFILE or not os.path.isdir(self._hidden):
                     raise
                 self._anonymous = False  # NFS and others: a name where nobody looks does as well
         name = self._hidden_name()
-        return UnnamedFile(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), name)
+        return UnnamedFile(os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666), name)
 
     def name(self, file: UnnamedFile, path: str) -> None:
         """Give *file* its *path* below the root, in one step.
 
         Raises FileExistsError when the name is taken, and OSError.
         """
-        target = os.path.join(self.root, path)
+        target = self.path_of(path)
         try:
             self._link(file, target)
         except FileNotFoundError:
             directory = os.path.dirname(target)
             # They may have been there before, and been removed: what is made anew is not durable yet.
-            self._durable -= {directory, os.path.dirname(directory)}
-            os.makedirs(directory, exist_ok=True)
-            self._link(file, target)
+            missing = directory
+            while missing != self.root and not os.path.isdir(missing):
+                self._durable.discard(missing)
+                missing = os.path.dirname(missing)
+            try:
+                os.makedirs(directory, exist_ok=True)
+                self._link(file, target)
+            except OSError:
+                self.prune(path)
+                raise
 
     def replace(self, file: UnnamedFile, path: str) -> str:
         """Put *file* in the place of the one at *path*, in one step.
 
         Returns the hidden name under which the old file is kept until :meth:`forget` or :meth:`restore`.
         """
-        target = os.path.join(self.root, path)
+        target = self.path_of(path)
         old, new = self._hidden_name(), self._hidden_name()
         self._link(file, new)
         try:
@@ -139,20 +156,48 @@ class StorageDirectory:
         return old
 
     def restore(self, old: str, path: str) -> None:
-        """Undo :meth:`replace`."""
-        os.rename(old, os.path.join(self.root, path))
+        """Undo :meth:`replace`, durably."""
+        target = self.path_of(path)
+        os.rename(old, target)
+        if self.sync:
+            sync_directory(os.path.dirname(target))
 
     def forget(self, old: str) -> None:
         """End :meth:`replace`."""
         os.unlink(old)
 
     def remove(self, path: str) -> None:
-        """Undo :meth:`name`, and take away the directories that this leaves empty."""
-        target = os.path.join(self.root, path)
+        """Undo :meth:`name`, and take away the directories that this leaves empty, durably."""
+        target = self.path_of(path)
         os.unlink(target)
+        remaining = self.prune(path)
+        if self.sync:
+            sync_directory(remaining)
+
+    def prune(self, path: str) -> str:
+        """Take away the directories above *path* that are empty; returns the first that stays."""
+        directory = os.path.dirname(self.path_of(path))
         with contextlib.suppress(OSError):
-            while (target := os.path.dirname(target)) != self.root:
-                os.rmdir(target)
+            while directory != self.root:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(directory)
+                self._durable.discard(directory)
+                directory = os.path.dirname(directory)
+        return directory
+
+    def path_of(self, path: str) -> str:
+        """Where the file at *path* below the root is."""
+        return os.path.join(self.root, path)
+
+    def sync_file(self, path: str) -> None:
+        """Make a file that has its name already durable, content and name. Raises OSError."""
+        if self.sync:
+            descriptor = os.open(self.path_of(path), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            self.sync_directories([path])
 
     def sync_directories(self, paths: Iterable[str]) -> None:
         """Make the names given to *paths* durable: their directories, each once. Raises OSError."""
@@ -160,17 +205,13 @@ class StorageDirectory:
             return
         # A directory that is used for the first time may be as new as the file: its own name needs a sync too.
         pending: set[str] = set()
-        for directory in {os.path.dirname(os.path.join(self.root, path)) for path in paths}:
+        for directory in {os.path.dirname(self.path_of(path)) for path in paths}:
             pending.add(directory)
             while directory not in self._durable and directory != self.root:
                 directory = os.path.dirname(directory)
                 pending.add(directory)
         for directory in sorted(pending, key=len, reverse=True):
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_directory(directory)
         if len(self._durable) > 100_000:
             self._durable.clear()
         self._durable |= pending
@@ -192,13 +233,11 @@ class StorageDirectory:
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
             os.rename(file.name, target)
-        else:
-            os.unlink(file.name)
-        file.name = None
+            file.name = None
 
 
 class UnnamedFile:
-    """A file that is being written. ``name`` is its hidden name where the file system needs one."""
+    """A file that is being written. ``name`` is its hidden name where it has one, which goes when it is closed."""
 
     __slots__ = ("descriptor", "name", "size")
 
@@ -237,6 +276,15 @@ class UnnamedFile:
         finally:
             if self.name is not None:
                 os.unlink(self.name)
+
+
+def sync_directory(directory: str) -> None:
+    """Wait until the names in *directory* are on the disk. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _element(element: int, vr: bytes, value: bytes) -> bytes:

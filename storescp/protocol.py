@@ -282,7 +282,7 @@ class AssociationProtocol(Protocol):
             address=self.address,
             seconds=self._clock.seconds() - self._began,
         )
-        self._end_association()
+        self._end_association(released=True)
         self._flush()
 
     def _aborted(self, indication: AbortIndication) -> None:
@@ -309,11 +309,11 @@ class AssociationProtocol(Protocol):
             reason=reason,
         )
 
-    def _end_association(self) -> None:
+    def _end_association(self, *, released: bool = False) -> None:
         user, self._user = self._user, None
         if user is not None:
             self._releasing = False
-            user.association_ended()
+            user.association_ended(released=released)
             self.parent.disassociated(self)
 
     # -- timers and the transport --

@@ -52,6 +52,7 @@ class StorageSCP:
         self._request: tuple[int, Command, float] | None = None  # whose data set is arriving
         self._refusal: tuple[Status, str] | None = None
         self._outstanding = 0
+        self._answered: list[str] = []  # of which the peer has not shown yet that it has the answer
 
     @property
     def busy(self) -> bool:
@@ -72,14 +73,17 @@ class StorageSCP:
         if fragment.is_last:
             self._data_set_complete()
 
-    def association_ended(self) -> None:
+    def association_ended(self, *, released: bool) -> None:
         """See IAssociationUser."""
+        self._settle_answered(self._store.acknowledged if released else self._store.unacknowledged)
         if self._incoming is not None:
             self._incoming.cancel()
             self._incoming = None
 
     def _command(self, context_id: int, command: Command) -> None:
         self._statistics.messages += 1
+        if self._answered:
+            self._settle_answered(self._store.acknowledged)
         context = self._association.contexts.get(context_id)
         if context is None:
             raise dimse.InvalidMessage(
@@ -159,9 +163,18 @@ class StorageSCP:
             statistics.instances_failed += 1
         if self._association.can_send:
             self._respond(context_id, command, outcome.status, outcome.comment)
+            if outcome.is_open:
+                self._answered.append(outcome.path)
+        elif outcome.is_open:
+            self._store.unacknowledged(outcome.path)
         self._log_store(outcome, began)
         if not self._outstanding:
             self._association.idle()
+
+    def _settle_answered(self, tell: Callable[[str], None]) -> None:
+        answered, self._answered = self._answered, []
+        for path in answered:
+            tell(path)
 
     def _respond(self, context_id: int, command: Command, status: int, comment: str = "") -> None:
         if self._association.can_send:

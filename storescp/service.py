@@ -23,18 +23,21 @@ from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from storescp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, __version__
-from storescp.config import Config
-from storescp.index import Index, IndexUnavailable
+from storescp.archive import Archive, CannotOpen
+from storescp.config import Config, Sync
+from storescp.index import IndexUnavailable
 from storescp.negotiation import Policy
-from storescp.part10 import StorageDirectory
 from storescp.protocol import AssociationFactory, AssociationProtocol, Limits
+from storescp.recovery import Recovered
 from storescp.scp import StorageSCP
 from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION
+from storescp.space import FreeSpace
 from storescp.statistics import Statistics
 from storescp.store import InstanceStore
 
-#: Threads that write: one keeps up with one core of receiving, the second hides a slow disk.
-WRITER_THREADS = 2
+#: Threads that write. Where none waits for the disk one does more than two that contend for the interpreter; where
+#: each does, several share what a flush of the disk costs.
+WRITER_THREADS = {Sync.NEVER: 1, Sync.ALWAYS: 8}
 
 
 class CannotStart(Exception):
@@ -79,8 +82,7 @@ class StoreSCPService(Service):
             except (ValueError, TypeError, OSError) as error:
                 raise CannotStart(f"--listen: expected a Twisted endpoint, got {text!r}: {error}") from None
         self._ports: list[IListeningPort] = []
-        self._directory: StorageDirectory | None = None
-        self._index: Index | None = None
+        self._archive: Archive | None = None
         self._store: InstanceStore | None = None
         self._began = 0.0
 
@@ -108,22 +110,19 @@ class StoreSCPService(Service):
         super().startService()  # type: ignore[no-untyped-call]
         config = self.config
         try:
-            self._directory = StorageDirectory(config.storage_dir, sync=False)
-        except OSError as error:
-            line = f"the storage directory {str(config.storage_dir)!r} cannot be written: {error.strerror}"
-            raise CannotStart(line) from None
-        if config.index_db is not None:
-            try:
-                self._index = Index(config.index_db)
-            except IndexUnavailable as error:
-                raise CannotStart(str(error)) from None
+            self._archive = archive = Archive(config)
+        except CannotOpen as error:
+            raise CannotStart(str(error)) from None
+        for recovered in archive.recovered:
+            self._report(recovered)
         self._store = InstanceStore(
             self._reactor,
-            self._directory,
-            self._index,
+            archive.directory,
+            archive.committer,
             naming=config.naming,
-            duplicate=config.duplicate,
-            threads=WRITER_THREADS,
+            threads=WRITER_THREADS[config.sync],
+            space=FreeSpace(archive.directory.root, config.min_free, self._space_changed),
+            digest=config.digest,
         )
         self._store.worker.start()
         self._began = time.monotonic()
@@ -135,6 +134,29 @@ class StoreSCPService(Service):
         return StorageSCP(
             association, self._store, self.statistics, log_patient_data=self.config.log_patient_data
         )
+
+    def _report(self, recovered: Recovered) -> None:
+        """What a start after a crash has found."""
+        if recovered.entered:
+            self.log.warn(
+                "recovery: {count} instances were stored but not in the index, and are now",
+                count=len(recovered.entered),
+            )
+        for path in recovered.without_file:
+            self.log.error("recovery: {path} is in the index, but there is no such file", path=path)
+        for path, why in recovered.unreadable:
+            self.log.error("recovery: {path} is no instance: {why}", path=path, why=why)
+
+    def _space_changed(self, enough: bool, free: int) -> None:
+        """The free space has crossed its limit. Called by a worker's thread."""
+        if enough:
+            self.log.warn("enough space again ({free} bytes free): images are taken", free=free)
+        else:
+            self.log.error(
+                "less than {limit} free ({free} bytes): no images are taken",
+                limit=str(self.config.min_free),
+                free=free,
+            )
 
     def _banner(self) -> None:
         config = self.config
@@ -150,10 +172,12 @@ class StoreSCPService(Service):
             index=config.index_db or "none",
         )
         self.log.info(
-            "naming {naming}, duplicates {duplicate}; at most {max_assoc} associations, {max_pending} connections"
-            " without one; idle timeout {timeout:g} s, ARTIM {artim:g} s; PDUs up to {max_pdu} bytes",
+            "naming {naming}, duplicates {duplicate}, sync {sync}; at most {max_assoc} associations,"
+            " {max_pending} connections without one; idle timeout {timeout:g} s, ARTIM {artim:g} s;"
+            " PDUs up to {max_pdu} bytes",
             naming=config.naming.value,
             duplicate=config.duplicate.value,
+            sync=config.sync.value,
             max_assoc=config.max_assoc,
             max_pending=config.max_pending,
             timeout=config.timeout,
@@ -175,11 +199,12 @@ class StoreSCPService(Service):
         yield self.factory.drain(self.config.stop_timeout)
         if self._store is not None:
             yield self._store.worker.drained()
-            self._store.worker.stop()
-        if self._index is not None:
-            self._index.close()
-        if self._directory is not None:
-            self._directory.close()
+            self._store.stop()
+        if self._archive is not None:
+            try:
+                self._archive.close()
+            except (OSError, IndexUnavailable) as error:
+                self.log.error("cannot close the archive: {error}", error=error)
         self._farewell()
 
     def _farewell(self) -> None:

@@ -1,8 +1,8 @@
 """Storage of instances: :class:`~storescp.interfaces.IInstanceStore` over files, index and threads.
 
 What belongs here: the life of one instance between its first fragment and its status, and the one place
-where a failure becomes a Status. An instance is final when its file has its name and its row is committed;
-until then every failure takes both back.
+where a failure becomes a Status. How a complete file becomes a stored one is the business of
+:mod:`storescp.commit`.
 
 A name that is being given is claimed. Whoever else wants it waits for the outcome, so that a duplicate is
 never judged by a file that is about to be taken back.
@@ -11,6 +11,7 @@ never judged by a file that is about to be taken back.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -22,13 +23,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from storescp import dataset_head as tags
-from storescp.config import Duplicate
+from storescp.commit import Committer, DuplicateInstance
 from storescp.dataset_head import Head, HeadError, HeadReader
 from storescp.dimse import Status
-from storescp.index import Index, IndexUnavailable, ReceivedInstance
+from storescp.index import IndexUnavailable, ReceivedInstance
 from storescp.interfaces import IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
 from storescp.naming import Naming, UnsafeUID, relative_path
 from storescp.part10 import FileMeta, StorageDirectory, UnnamedFile
+from storescp.space import FreeSpace, LowSpace
 from storescp.worker import GroupCommit, Worker
 
 #: Bytes that make a hop to a thread worth while; an object below this makes just one.
@@ -46,13 +48,12 @@ class MissingUID(ValueError):
     """The data set lacks a UID without which an instance has no place."""
 
 
-class DuplicateInstance(Exception):
-    """The instance is stored already, and the policy is to say so."""
-
-
 @implementer(IInstanceStore)
 class InstanceStore:
-    """Stores instances under *directory* and enters them into *index* (None: no index)."""
+    """Stores instances under *directory* by way of *committer*.
+
+    *space* is asked before a file is begun; *digest*, an algorithm of hashlib, is computed of each file.
+    """
 
     log = Logger()
 
@@ -60,26 +61,51 @@ class InstanceStore:
         self,
         reactor: IReactorFromThreads,
         directory: StorageDirectory,
-        index: Index | None,
+        committer: Committer,
         *,
         naming: Naming,
-        duplicate: Duplicate,
         threads: int,
+        space: FreeSpace | None = None,
+        digest: str | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
         self.naming = naming
-        self.duplicate = duplicate
+        self.space = space
+        self.digest = digest
         self.wall_clock = wall_clock
         self.worker: Worker[IncomingInstance] = Worker(reactor, self._run, self._done, threads=threads)
-        self._commit = GroupCommit(index.add) if index is not None else None
+        self._judge = committer.judge
+        # While the disk writes the content it may as well write the journal.
+        self._begin: GroupCommit[str] = GroupCommit(
+            committer.begin, background=directory.sync and threads > 0
+        )
+        self._commit: GroupCommit[IncomingInstance] = GroupCommit(committer.commit)
+        self._acknowledged = committer.acknowledged
+        self._answers: GroupCommit[tuple[str, bool]] = GroupCommit(committer.settle, background=threads > 0)
+        self._settle = self._answers.start if threads else self._answers.add
         self._claims: dict[str, list[IncomingInstance]] = {}
         self._claims_lock = threading.Lock()
         self._metas: dict[tuple[str, str, str, str], FileMeta] = {}
 
+    def stop(self) -> None:
+        """End the threads; call it when the worker is drained."""
+        self.worker.stop()
+        self._begin.stop()
+        self._answers.stop()
+
     def begin(self, origin: Origin, flow: IFlow) -> IIncomingInstance:
         """See IInstanceStore."""
         return IncomingInstance(self, origin, flow)
+
+    def acknowledged(self, path: str) -> None:
+        """See IInstanceStore."""
+        if not self._acknowledged(path):
+            self._settle([(path, True)])
+
+    def unacknowledged(self, path: str) -> None:
+        """See IInstanceStore."""
+        self._settle([(path, False)])
 
     def file_meta(self, origin: Origin) -> bytes:
         """The beginning of the file of an instance."""
@@ -134,50 +160,28 @@ class InstanceStore:
             return [waiting for job in jobs for waiting in self._claims.pop(job.path)]
 
     def _store(self, jobs: list[IncomingInstance]) -> None:
-        """Give *jobs* their names and rows, together; each ends stored or failed."""
-        named = []
+        """Make *jobs*, whose files are complete, final; each ends stored or failed."""
+        if not jobs:
+            return
+        begun = self._begin.start([job.path for job in jobs])
         for job in jobs:
             try:
-                if self._name(job):
-                    named.append(job)
-            except Exception as error:  # noqa: BLE001 - whatever it is becomes this instance's status
-                job.fail(error)
-        if named:
-            try:
-                self.directory.sync_directories(job.path for job in named)
-                if self._commit is not None:
-                    self._commit.add([job.row() for job in named])
-            except Exception as error:  # noqa: BLE001 - whatever it is becomes this instance's status
-                for job in named:
-                    job.fail(error)
-                    self._take_back(job)
+                job.sync()
+            except OSError as error:
+                job.error = error
+        try:
+            begun()
+        except Exception as error:  # noqa: BLE001 - whatever it is becomes the status of all
+            for job in jobs:
+                job.error = job.error or error
+        self._commit.add(jobs)
         for job in jobs:
+            try:
+                if job.exists and job.error is None:
+                    self._judge(job)
+            except Exception as error:  # noqa: BLE001 - whatever it is becomes this instance's status
+                job.error = error
             job.settle()
-
-    def _name(self, job: IncomingInstance) -> bool:
-        assert job.file is not None
-        if self.directory.sync:
-            job.file.sync()
-        try:
-            self.directory.name(job.file, job.path)
-        except FileExistsError:
-            if self.duplicate is Duplicate.REPLACE:
-                job.replaced = self.directory.replace(job.file, job.path)
-                return True
-            if self.duplicate is Duplicate.REJECT:
-                raise DuplicateInstance(job.path) from None
-            return False
-        return True
-
-    def _take_back(self, job: IncomingInstance) -> None:
-        try:
-            if job.replaced is not None:
-                self.directory.restore(job.replaced, job.path)
-                job.replaced = None
-            else:
-                self.directory.remove(job.path)
-        except OSError as error:
-            job.error = error  # the worse of the two: a file without its row stays
 
     # -- on the reactor's thread --
 
@@ -192,6 +196,8 @@ class InstanceStore:
             return Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, str(error)
         if isinstance(error, HeadError | MissingUID | UnsafeUID):
             return Status.CANNOT_UNDERSTAND, str(error)
+        if isinstance(error, LowSpace):
+            return Status.OUT_OF_RESOURCES, str(error.strerror)  # who watches the space has said so
         if isinstance(error, OSError):
             self.log.error("cannot store: {error}", error=error)
             return Status.OUT_OF_RESOURCES, error.strerror or "write error"
@@ -220,15 +226,20 @@ class IncomingInstance:
         "_store",
         "chunk",
         "chunk_held",
+        "data_set_offset",
+        "digest",
         "error",
+        "exists",
         "file",
         "final",
         "head",
+        "is_open",
         "origin",
         "path",
         "reader",
         "received_at",
         "replaced",
+        "transfer_syntax_uid",
     )
 
     def __init__(self, store: InstanceStore, origin: Origin, flow: IFlow) -> None:
@@ -252,6 +263,11 @@ class IncomingInstance:
         self.path = ""
         self.received_at = 0.0
         self.replaced: str | None = None
+        self.transfer_syntax_uid = origin.transfer_syntax_uid
+        self.data_set_offset = 0
+        self.digest = hashlib.new(store.digest) if store.digest is not None else None
+        self.exists = False
+        self.is_open = False
 
     # -- on the reactor's thread --
 
@@ -317,7 +333,7 @@ class IncomingInstance:
         status, comment = Status.SUCCESS, ""
         if self.error is not None:
             status, comment = self._store.outcome_of(self.error)
-        return Outcome(status, comment, self._size, self.path, self.head)
+        return Outcome(status, comment, self._size, self.path, self.head, self.is_open)
 
     # -- on a worker's thread --
 
@@ -336,11 +352,24 @@ class IncomingInstance:
                 if self.final:
                     self._identify(self.reader)
         if self.file is None:
+            if self._store.space is not None:
+                self._store.space.check()
             self.file = self._store.directory.create()
-            chunk.insert(0, self._store.file_meta(self.origin))
+            file_meta = self._store.file_meta(self.origin)
+            self.data_set_offset = len(file_meta)
+            chunk.insert(0, file_meta)
         if chunk:
             self.file.write(chunk)
+        if self.digest is not None:
+            for piece in chunk:
+                self.digest.update(piece)
         return self.final
+
+    def sync(self) -> None:
+        """The content reaches the disk, if that is wanted. Raises OSError."""
+        if self._store.directory.sync:
+            assert self.file is not None
+            self.file.sync()
 
     def row(self) -> ReceivedInstance:
         """What the index is to know."""
@@ -355,6 +384,7 @@ class IncomingInstance:
             self.file.size,
             origin.calling_ae_title,
             self.received_at,
+            f"{self.digest.name}:{self.digest.hexdigest()}" if self.digest is not None else None,
         )
 
     def fail(self, error: Exception) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
@@ -87,8 +88,10 @@ class Worker(Generic[Job]):
         if job is None:
             return False
         jobs = [job]
+        # What a thread takes waits for all that it took: a fair share for each of them.
+        share = min(self._batch, 1 + self._jobs.qsize() // max(1, len(self._threads)))
         try:
-            while len(jobs) < self._batch:
+            while len(jobs) < share:
                 following = self._jobs.get_nowait()
                 if following is None:
                     self._jobs.put(None)
@@ -131,33 +134,62 @@ class _Group(Generic[Job]):
 class GroupCommit(Generic[Job]):
     """Lets threads that want the same thing committed at the same moment share one commit.
 
-    The first one in commits for all that came while it waited for its turn. ``commit`` is called by one
-    thread at a time; what it raises is raised to everyone in the group.
+    The first one in commits for all that came while it waited for its turn: on its own thread, or, if *background*,
+    on one that is there for nothing else. ``commit`` is called by one thread at a time; what it raises is raised
+    to everyone in the group.
     """
 
-    def __init__(self, commit: Callable[[list[Job]], None]) -> None:
+    def __init__(self, commit: Callable[[list[Job]], None], *, background: bool = False) -> None:
         self._commit = commit
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._open: _Group[Job] | None = None
+        self._groups: SimpleQueue[_Group[Job] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        if background:
+            self._thread = threading.Thread(target=self._serve, name="storescp-commit", daemon=True)
+            self._thread.start()
 
     def add(self, items: list[Job]) -> None:
         """Blocks until *items* are committed."""
+        self.start(items)()
+
+    def start(self, items: list[Job]) -> Callable[[], None]:
+        """Have *items* committed; what is returned must be called, and blocks until they are."""
         with self._lock:
             group = self._open
             if leading := group is None:
                 group = self._open = _Group()
             group.items += items
+        if leading and self._thread is not None:
+            self._groups.put(group)
+            leading = False
+        return partial(self._finish, group, leading)
+
+    def stop(self) -> None:
+        """End the thread in the background."""
+        if self._thread is not None:
+            self._groups.put(None)
+            self._thread.join()
+
+    def _serve(self) -> None:
+        while (group := self._groups.get()) is not None:
+            self._lead(group)
+
+    def _lead(self, group: _Group[Job]) -> None:
+        with self._turn:
+            with self._lock:
+                self._open = None
+            try:
+                self._commit(group.items)
+            except Exception as error:  # noqa: BLE001 - handed on to every thread in the group
+                group.error = error
+            finally:
+                group.ended.set()
+
+    def _finish(self, group: _Group[Job], leading: bool) -> None:
         if leading:
-            with self._turn:
-                with self._lock:
-                    self._open = None
-                try:
-                    self._commit(group.items)
-                except Exception as error:  # noqa: BLE001 - handed on to every thread in the group
-                    group.error = error
-                finally:
-                    group.ended.set()
+            self._lead(group)
         else:
             group.ended.wait()
         if group.error is not None:

@@ -402,10 +402,17 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.instances: list[MemoryInstance] = []
+        self.told: list[tuple[str, bool]] = []
 
     def begin(self, origin: Origin, flow: IFlow) -> IIncomingInstance:
         self.instances.append(MemoryInstance(origin, flow))
         return self.instances[-1]
+
+    def acknowledged(self, path: str) -> None:
+        self.told.append((path, True))
+
+    def unacknowledged(self, path: str) -> None:
+        self.told.append((path, False))
 
 
 @implementer(IIncomingInstance)
@@ -414,6 +421,7 @@ class MemoryInstance:
 
     def __init__(self, origin: Origin, flow: IFlow) -> None:
         self.origin = origin
+        self.path = ""
         self.data = bytearray()
         self.cancelled = False
         self.finished: Deferred[Outcome] | None = None
@@ -442,7 +450,7 @@ class MemoryInstance:
         """The instance is stored, or has failed to be."""
         self.written()
         assert self.finished is not None
-        self.finished.callback(Outcome(status, comment, len(self.data), "", None))
+        self.finished.callback(Outcome(status, comment, len(self.data), self.path, None, bool(self.path)))
 
 
 # -- encodings --

@@ -12,9 +12,10 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp.config import MAX_FILE_SIZE, OPTIONS, Config, ConfigError, Duplicate, LogLevel, load
+from storescp.config import MAX_FILE_SIZE, OPTIONS, Config, ConfigError, Duplicate, LogLevel, Sync, load
 from storescp.naming import Naming
 from storescp.sop_classes import MODALITY_GROUPS, STORAGE_SOP_CLASSES
+from storescp.space import SpaceLimit
 
 EXAMPLE = pathlib.Path(__file__).parent.parent / "etc" / "storescp.yaml"
 
@@ -28,6 +29,9 @@ DEFAULTS = Config(
     prefer=(),
     naming=Naming.HIERARCHICAL,
     duplicate=Duplicate.REJECT,
+    sync=Sync.ALWAYS,
+    digest=None,
+    min_free=SpaceLimit(100 * 1024 * 1024, False),
     max_assoc=10,
     max_pending=100,
     timeout=300.0,
@@ -87,6 +91,9 @@ class CommandLineTests(_TestCase):
                 "prefer": "JPEG2000Lossless,1.2.840.10008.1.2",
                 "naming": "date",
                 "duplicate": "replace",
+                "sync": "never",
+                "digest": "SHA256",
+                "min-free": "2.5%",
                 "max-assoc": "200",
                 "max-pending": "7",
                 "timeout": "0",
@@ -110,6 +117,9 @@ class CommandLineTests(_TestCase):
                 prefer=("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2"),
                 naming=Naming.DATE,
                 duplicate=Duplicate.REPLACE,
+                sync=Sync.NEVER,
+                digest="sha256",
+                min_free=SpaceLimit(2.5, True),
                 max_assoc=200,
                 max_pending=7,
                 timeout=0.0,
@@ -154,7 +164,14 @@ class CommandLineTests(_TestCase):
             ("accept", ["CT", "CT,", "1.2.3.4"], ["", ",", "CT,nonsense", "none"]),
             ("prefer", ["proposed", "RLELossless"], ["", ",", "proposed,RLELossless", "1.2.3"]),
             ("naming", ["flat"], ["Flat", "", "hierarchical "]),
-            ("duplicate", ["ignore"], ["overwrite", ""]),
+            ("duplicate", ["ignore", "same"], ["overwrite", ""]),
+            ("digest", ["none", "sha256", "blake2b"], ["crc32", "shake_128", ""]),
+            (
+                "min-free",
+                ["0", "1000", "64K", "1.5 GiB", "2TB", "0%", "100%"],
+                ["-1", "101%", "5 apples", "M", ""],
+            ),
+            ("sync", ["always", "never"], ["sometimes", ""]),
             ("log-level", ["debug", "error"], ["warning", "INFO", ""]),
         ):
             for text in inside:

@@ -146,6 +146,11 @@ class Pynetdicom:
         self.association: Association = entity.associate("127.0.0.1", port)
         case.addCleanup(self._end)
         assert self.association.is_established
+        # Its reactor thread looks for requests of the peer, and before it has noticed that it is to pause it takes a
+        # response that comes fast, and loses it. No request comes here: it need not look.
+        dimse = self.association.dimse
+        take = dimse.get_msg
+        case.patch(dimse, "get_msg", lambda block=False: take(block) if block else (None, None))
 
     def store(self, sample: Sample) -> int:
         """Send one; its status."""
@@ -310,13 +315,13 @@ def dcmtk_profile(contexts: set[tuple[str, str]]) -> str:
 
 
 @contextlib.contextmanager
-def dcmtk_storescp(case: SynchronousTestCase, directory: pathlib.Path) -> Iterator[int]:
+def dcmtk_storescp(case: SynchronousTestCase, directory: pathlib.Path, *options: str) -> Iterator[int]:
     """DCMTK's own server, which writes exactly what it receives, of whatever kind; gives its port."""
     port = free_port()
     program = shutil.which("storescp", path=environment()["PATH"])
     assert program is not None
     process = subprocess.Popen(
-        [program, "+B", "+xa", "-pm", "-od", directory, str(port)],
+        [program, "+B", "+xa", "-pm", *options, "-od", directory, str(port)],
         env={**environment(), "TCP_NODELAY": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -15,7 +15,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "storescp"
 
 PURE = ("pdu", "sop_classes", "dataset_head", "negotiation", "upper_layer", "dimse", "statistics")
-BLOCKING = (*("part10", "naming", "index_schema", "index", "stored_file", "config"),)
+BLOCKING = (
+    *("part10", "naming", "index_schema", "index", "stored_file", "config", "space"),
+    *("journal", "lost_answers", "commit", "recovery", "archive"),
+)
 ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp")
 # From the bottom to the top: a module imports from its own layer and from those below.
 LAYERS = (("__init__",), PURE, BLOCKING, ADAPTERS, ("service",), ("tap",))

@@ -78,21 +78,24 @@ def failing(
 class DirectoryTestCase(SynchronousTestCase):
     """A storage directory on a file system with everything, in a directory of its own."""
 
+    sync = False
+
     def setUp(self) -> None:
         self.root = pathlib.Path(self.mktemp()).absolute()
         self.limit()
-        self.directory = StorageDirectory(self.root, sync=False)
+        self.directory = StorageDirectory(self.root, sync=self.sync)
         self.addCleanup(self.directory.close)
 
     def limit(self) -> None:
         """Take away what the file system is to lack."""
 
     def files(self) -> dict[str, bytes]:
-        """All there is below the root, by path, but for the directories of our own."""
+        """All there is below the root, by path, but for the directories and the journal of our own."""
         found = {
             str(path.relative_to(self.root)): path.read_bytes()
             for path in self.root.rglob("*")
             if not path.is_dir()
+            and path.relative_to(self.root).parts[1:2] not in (("journal",), ("lost-answers",))
         }
         visible = {path.relative_to(self.root).parts[0] for path in self.root.rglob("*")}
         expected = {path.split("/")[0] for path in found} | {PRIVATE_DIRECTORY}
@@ -305,7 +308,7 @@ class SyncTests(SynchronousTestCase):
         self.addCleanup(directory.close)
         self.assertEqual(self.store(directory, "a/b/1", "a/b/2"), ["a/b", "a", "."])
         self.assertEqual(self.store(directory, "a/b/3"), ["a/b"])
-        self.assertEqual(sorted(self.store(directory, "a/c/1")), [".", "a", "a/c"])
+        self.assertEqual(self.store(directory, "a/c/1"), ["a/c", "a"])
 
     def test_made_anew(self) -> None:
         """A directory that was removed meanwhile, and is made anew, is not taken for durable."""
@@ -320,9 +323,27 @@ class SyncTests(SynchronousTestCase):
         directory = StorageDirectory(self.root, sync=True)
         self.addCleanup(directory.close)
         file = directory.create()
+        self.synced.clear()
         file.sync()
         file.close()
-        self.assertEqual(len(self.synced), 1)
+        self.assertEqual([os.path.dirname(path) for path in self.synced], [".storescp/incoming"])
+
+    def test_own_directories(self) -> None:
+        """The directory itself and those of our own are synced when it is opened."""
+        self.synced.clear()
+        StorageDirectory(self.root, sync=True).close()
+        self.assertEqual(self.synced, [".storescp", ".", ".."])
+
+    def test_existing(self) -> None:
+        """A file that was named by somebody who did not sync is, and so are all directories above."""
+        unsynced = StorageDirectory(self.root, sync=False)
+        self.addCleanup(unsynced.close)
+        self.store(unsynced, "a/b/1")
+        directory = StorageDirectory(self.root, sync=True)
+        self.addCleanup(directory.close)
+        self.synced.clear()
+        directory.sync_file("a/b/1")
+        self.assertEqual(self.synced, ["a/b/1", "a/b", "a", "."])
 
     def test_without(self) -> None:
         """Without sync no directory is."""

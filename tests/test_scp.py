@@ -35,6 +35,7 @@ class SCPTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.world = World()
         self.instances = self.world.memory.instances
+        self.told = self.world.memory.told
         self.peer = self.world.associated()
 
 
@@ -91,6 +92,39 @@ class StorageTests(SCPTestCase):
         self.assertEqual(response[:5], (3, 0x8001, 77, 0, ""))
         self.assertEqual(response.elements[dimse.AFFECTED_SOP_CLASS_UID], ui(CT_IMAGE_STORAGE))
         self.assertEqual(response.elements[dimse.AFFECTED_SOP_INSTANCE_UID], ui("1.2.3"))
+
+    def stored(self, path: str) -> None:
+        """An instance is sent and stored at *path*, where the store waits for the answer to arrive."""
+        self.peer.store(b"data", "1.2.3")
+        self.instances[-1].path = path
+        self.instances[-1].end()
+        self.assertEqual(self.peer.statuses(), [0])
+
+    def test_answers_that_arrive(self) -> None:
+        """Who sends another message has the answer to the last one, and who releases has them all."""
+        self.stored("first")
+        self.assertEqual(self.told, [])
+        self.stored("second")
+        self.assertEqual(self.told, [("first", True)])
+        self.peer.echo()
+        self.assertEqual(self.peer.statuses(), [0])
+        self.assertEqual(self.told, [("first", True), ("second", True)])
+        self.stored("third")
+        self.peer.release()
+        self.assertEqual(self.told[2:], [("third", True)])
+
+    def test_answers_that_may_be_lost(self) -> None:
+        """An association that breaks may have cost the last answer, and one that comes later is not given at all."""
+        self.stored("first")
+        self.peer.drop()
+        self.assertEqual(self.told, [("first", False)])
+        self.peer = self.world.associated()
+        self.stored("second")
+        self.peer.store(b"data", "1.2.3")
+        self.peer.say(AAbort(0, 0).encode())
+        self.instances[-1].path = "third"
+        self.instances[-1].end()
+        self.assertEqual(self.told[1:], [("second", True), ("third", False)])
 
     def test_failure(self) -> None:
         """A failure is answered with its status and comment, counted, and the association goes on."""
@@ -272,6 +306,12 @@ class OutcomeStore:
         return succeed(self.outcome)
 
     def cancel(self) -> None:
+        pass
+
+    def acknowledged(self, path: str) -> None:
+        pass
+
+    def unacknowledged(self, path: str) -> None:
         pass
 
 

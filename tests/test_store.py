@@ -19,10 +19,13 @@ from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
 from storescp import dataset_head as tags
+from storescp.commit import Committer
 from storescp.config import Duplicate
 from storescp.dimse import Status
 from storescp.index import Index, IndexUnavailable, ReceivedInstance
 from storescp.interfaces import IFlow, IIncomingInstance, Origin, Outcome
+from storescp.journal import Journal
+from storescp.lost_answers import LostAnswers
 from storescp.naming import Naming
 from storescp.part10 import PRIVATE_DIRECTORY, FileMeta, StorageDirectory
 from storescp.pdu import AAbort, AReleaseRP
@@ -55,6 +58,9 @@ class MemoryIndex(Index):
         if during is not None:
             during()
         self.commits.append(list(instances))
+
+    def make_durable(self) -> None:
+        pass
 
     @property
     def paths(self) -> list[str]:
@@ -105,6 +111,10 @@ class StoreTestCase(DirectoryTestCase):
         self.reactor = MemoryReactor()
         self.index = MemoryIndex()
         self.flow = MemoryFlow()
+        self.journal = Journal(str(self.root / PRIVATE_DIRECTORY / "journal"), sync=self.directory.sync)
+        self.addCleanup(self.journal.close)
+        self.journal.restart()
+        self.lost = LostAnswers(str(self.root / PRIVATE_DIRECTORY / "lost-answers"), sync=self.directory.sync)
         self.instances = self.make_store(self.index)
         self.descriptors = len(os.listdir("/proc/self/fd"))
         self.addCleanup(self.check)
@@ -121,9 +131,8 @@ class StoreTestCase(DirectoryTestCase):
         return InstanceStore(
             self.reactor,
             self.directory,
-            index,
+            Committer(self.directory, index, self.journal, self.lost, self.duplicate),
             naming=self.naming,
-            duplicate=self.duplicate,
             threads=0,
             wall_clock=lambda: NOON,
         )
@@ -144,6 +153,9 @@ class StoreTestCase(DirectoryTestCase):
         incoming = self.begin(sop_instance_uid)
         incoming.write(memoryview(data))
         return incoming.finish()
+
+    def visible(self, path: str) -> bool:
+        return path.startswith(str(self.root)) and PRIVATE_DIRECTORY not in path
 
     def store(self, path: str, content: bytes) -> None:
         raise NotImplementedError
@@ -393,9 +405,6 @@ class ReplaceTests(DuplicateTests):
 
 class FaultTests(StoreTestCase):
     """When the disk or the index fails, the sender is told A700H, nothing is left, and the next one is stored."""
-
-    def visible(self, path: str) -> bool:
-        return path.startswith(str(self.root)) and PRIVATE_DIRECTORY not in path
 
     @contextmanager
     def full_after(self, size: int) -> Iterator[None]:
@@ -774,16 +783,18 @@ class ThreadTests(TestCase):
 
     def race(self, duplicate: Duplicate) -> Deferred[list[Outcome]]:
         """40 instances, each sent five times at once."""
+        journal = Journal(str(self.root / PRIVATE_DIRECTORY / "journal"), sync=False)
+        lost = LostAnswers(str(self.root / PRIVATE_DIRECTORY / "lost-answers"), sync=False)
+        self.addCleanup(journal.close)
         store = InstanceStore(
             IReactorFromThreads(reactor),
             self.directory,
-            self.index,
+            Committer(self.directory, self.index, journal, lost, duplicate),
             naming=Naming.HIERARCHICAL,
-            duplicate=duplicate,
             threads=4,
         )
         store.worker.start()
-        self.addCleanup(store.worker.stop)
+        self.addCleanup(store.stop)
         outcomes = []
         for number in range(200):
             uid = f"1.2.3.{number % 40}"

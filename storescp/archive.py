@@ -1,0 +1,100 @@
+"""All that a server keeps on the disk, opened in the right order: directory, index, journal. Blocking; no Twisted."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import os
+
+from storescp.commit import Committer
+from storescp.config import Config, Sync
+from storescp.index import Index, IndexUnavailable
+from storescp.journal import Journal
+from storescp.lost_answers import LostAnswers
+from storescp.part10 import PRIVATE_DIRECTORY, StorageDirectory
+from storescp.recovery import recover
+
+
+class CannotOpen(Exception):
+    """The archive cannot be used; str() is one line for the operator."""
+
+
+class Archive:
+    """The archive that *config* describes, after whatever a crash left undone was done (``recovered``).
+
+    Only one server may have it at a time. *worker* is the number of one of its processes, where it has several:
+    they share all but their journals and hidden names. Raises CannotOpen.
+    """
+
+    def __init__(self, config: Config, worker: int | None = None) -> None:
+        root = config.storage_dir
+        private = os.path.join(root, PRIVATE_DIRECTORY)
+        sync = config.sync is Sync.ALWAYS
+        self.index: Index | None = None
+        with contextlib.ExitStack() as stack:
+            try:
+                if worker is None:
+                    stack.callback(os.close, _lock(private))
+                self.directory = StorageDirectory(root, sync=sync, worker=worker)
+                stack.callback(self.directory.close)
+                if config.index_db is not None:
+                    self.index = Index(config.index_db)
+                    stack.callback(self.index.close)
+                lost = LostAnswers(os.path.join(private, "lost-answers"), sync=sync)
+                exclusive: _FileLock | None = None
+                name = "journal"
+                if worker is not None:
+                    name = f"journal-{worker}"
+                    exclusive = _FileLock(os.path.join(private, "commit-lock"))
+                    stack.callback(exclusive.close)
+                journal = Journal(os.path.join(private, name), sync=sync)
+                stack.callback(journal.close)
+                self.recovered = [recover(self.directory, self.index, journal, lost, config.digest)]
+                if worker is None:  # of a server that had several processes, perhaps more than now
+                    for path in glob.glob(os.path.join(glob.escape(private), "journal-*[0-9]")):
+                        other = Journal(path, sync=sync)
+                        self.recovered.append(recover(self.directory, self.index, other, lost, config.digest))
+                        other.close()
+                        os.unlink(path)
+            except BlockingIOError:
+                raise CannotOpen(f"the storage directory {str(root)!r} is in use by another server") from None
+            except OSError as error:
+                line = f"the storage directory {str(root)!r} cannot be written: {error.strerror}"
+                raise CannotOpen(line) from None
+            except IndexUnavailable as error:
+                raise CannotOpen(str(error)) from None
+            self.committer = Committer(self.directory, self.index, journal, lost, config.duplicate, exclusive)
+            self._close = stack.pop_all()
+
+    def close(self) -> None:
+        """Close everything; what is open stays in the journal. Raises OSError and IndexUnavailable."""
+        self._close.close()
+
+
+class _FileLock:
+    """A context that only one process is in at a time; others wait. Not for threads."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_CREAT | os.O_WRONLY, 0o666)
+
+    def __enter__(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *error: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _lock(directory: str) -> int:
+    """A descriptor that holds the lock until it is closed. Raises BlockingIOError when another one does."""
+    os.makedirs(directory, exist_ok=True)
+    lock = os.open(os.path.join(directory, "lock"), os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock

@@ -1,0 +1,180 @@
+"""From a complete file to an instance that may be answered: name, directories, row. Blocking; no Twisted.
+
+What belongs here: what happens to a group of files together, and what becomes of one whose name is taken.
+The order makes the promise: the content is synced before it has a name, the journal knows of the name before
+it is given, and only what has a durable name and a row is a success. Everything else is taken back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+from storescp.config import Duplicate
+from storescp.index import Index, ReceivedInstance
+from storescp.journal import Journal
+from storescp.lost_answers import LostAnswers
+from storescp.part10 import StorageDirectory, UnnamedFile
+from storescp.stored_file import NotAnInstance, open_file, read_file_head, same_data_set
+
+
+class DuplicateInstance(Exception):
+    """The instance is stored already, and the policy is to say so."""
+
+
+class CompleteFile(Protocol):
+    """A file that waits for its name.
+
+    ``data_set_offset`` in bytes; ``replaced`` is the hidden name of what it took the place of. The commit sets
+    ``error``, ``exists`` (the name is taken: :meth:`Committer.judge` it) and ``is_open`` (the journal waits for
+    the sender to have its answer).
+    """
+
+    path: str
+    file: UnnamedFile | None
+    data_set_offset: int
+    transfer_syntax_uid: str
+    replaced: str | None
+    error: Exception | None
+    exists: bool
+    is_open: bool
+
+    def row(self) -> ReceivedInstance: ...
+
+
+class Committer:
+    """Commits to *directory*, *index* (None: no index) and *journal*; what exists already is treated by *duplicate*.
+
+    An instance whose answer is *lost* will be sent again: if it is the same to the byte it is no duplicate.
+    *exclusive* is held while names and rows are given: other processes may do so, too.
+    """
+
+    def __init__(
+        self,
+        directory: StorageDirectory,
+        index: Index | None,
+        journal: Journal,
+        lost: LostAnswers,
+        duplicate: Duplicate,
+        exclusive: contextlib.AbstractContextManager[object] | None = None,
+    ) -> None:
+        self.duplicate = duplicate
+        self._directory = directory
+        self._index = index
+        self._journal = journal
+        self._lost = lost
+        self._exclusive = exclusive or contextlib.nullcontext()
+        self._again: set[str] = set()  # lost ones that were sent again, and answered
+        self._index_turn = threading.Lock()
+        if index is not None and directory.sync:
+            journal.settle_index = self._settle_index
+
+    def begin(self, paths: Sequence[str]) -> None:
+        """Files are about to be given *paths*. By one thread at a time. Raises OSError and IndexUnavailable."""
+        self._journal.begin(paths)
+
+    def commit(self, files: Sequence[CompleteFile]) -> None:
+        """Give *files*, which were begun and whose content is synced, their names and rows, together.
+
+        By one thread at a time. Raises nothing: what fails is the ``error`` of each; what had one is left alone.
+        """
+        with self._exclusive:
+            self._commit(files)
+        for file in files:
+            if file.error is not None or file.exists:
+                if not file.is_open:
+                    self._journal.end(file.path)
+            else:
+                file.is_open = True
+
+    def _commit(self, files: Sequence[CompleteFile]) -> None:
+        named: list[CompleteFile] = []
+        try:
+            for file in files:
+                if file.error is not None:
+                    continue
+                try:
+                    self._name(file)
+                except Exception as error:  # noqa: BLE001 - whatever it is becomes this instance's status
+                    file.error = error
+                else:
+                    if not file.exists:
+                        named.append(file)
+            if named:
+                self._directory.sync_directories(file.path for file in named)
+                if self._index is not None:
+                    with self._index_turn:
+                        self._index.add([file.row() for file in named])
+        except Exception as error:  # noqa: BLE001 - whatever it is becomes the status of all
+            for file in files:
+                file.error = file.error or error
+            for file in named:
+                self._take_back(file)
+
+    def judge(self, file: CompleteFile) -> None:
+        """Decide on a *file* whose name is taken. Raises DuplicateInstance unless that is a success, and OSError."""
+        lost = self.duplicate is Duplicate.REJECT and file.path in self._lost
+        if self.duplicate is not Duplicate.IGNORE and not (
+            (lost or self.duplicate is Duplicate.SAME) and self._is_same(file)
+        ):
+            raise DuplicateInstance(file.path)
+        # Whoever stored it may not have waited for the disk, or not have lived to do so.
+        self._directory.sync_file(file.path)
+        if lost:
+            self._again.add(file.path)
+            file.is_open = True
+
+    def acknowledged(self, path: str) -> bool:
+        """The sender of an instance that is open has its answer. False if :meth:`settle` has to know; never blocks."""
+        self._journal.end(path)
+        return path not in self._again
+
+    def settle(self, answers: Sequence[tuple[str, bool]]) -> None:
+        """Remember of these paths whether their senders have their answers. By one thread at a time."""
+        for path, arrived in answers:
+            with contextlib.suppress(OSError):  # then the next start asks the journal
+                if arrived:
+                    self._again.discard(path)
+                    self._lost.discard(path)
+                else:
+                    self._lost.add(path)
+                    self._journal.end(path)
+
+    def _settle_index(self) -> None:
+        assert self._index is not None
+        with self._index_turn:
+            self._index.make_durable()
+
+    def _name(self, file: CompleteFile) -> None:
+        assert file.file is not None
+        try:
+            self._directory.name(file.file, file.path)
+        except FileExistsError:
+            if self.duplicate is Duplicate.REPLACE:
+                file.replaced = self._directory.replace(file.file, file.path)
+            else:
+                file.exists = True
+
+    def _take_back(self, file: CompleteFile) -> None:
+        try:
+            if file.replaced is not None:
+                self._directory.restore(file.replaced, file.path)
+                file.replaced = None
+            else:
+                self._directory.remove(file.path)
+        except OSError as error:
+            file.error = error  # the worse of the two: a file without its row stays, and
+            file.is_open = True  # the next start finds it
+
+    def _is_same(self, file: CompleteFile) -> bool:
+        assert file.file is not None
+        try:
+            with open_file(self._directory.path_of(file.path)) as stored:
+                head = read_file_head(stored.fileno())
+                return head.transfer_syntax_uid == file.transfer_syntax_uid and same_data_set(
+                    stored.fileno(), head.data_set_offset, file.file.descriptor, file.data_set_offset
+                )
+        except NotAnInstance:
+            return False

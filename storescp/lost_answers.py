@@ -1,0 +1,51 @@
+"""Instances whose sender perhaps never got the answer. Blocking; no Twisted.
+
+What belongs here: how they are remembered, over deaths and by all processes of a server: an empty file for each,
+named as the instance. There are few: an association must break off at the wrong moment, or the server die.
+"""
+
+from __future__ import annotations
+
+import os
+
+from storescp.part10 import sync_directory
+
+#: More are not remembered: they would be peers that never release an association.
+MAXIMUM = 10_000
+
+
+class LostAnswers:
+    """The set of their paths, kept in *directory*, made if missing. Raises OSError, as every method does.
+
+    *sync*: what is added is on the disk.
+    """
+
+    def __init__(self, directory: str, *, sync: bool) -> None:
+        self._directory = directory
+        self._sync = sync
+        os.makedirs(directory, exist_ok=True)
+        self._count = len(os.listdir(directory))
+
+    def __contains__(self, path: str) -> bool:
+        return os.path.exists(self._mark(path))
+
+    def add(self, path: str) -> None:
+        if self._count >= MAXIMUM:
+            self._count = len(os.listdir(self._directory))  # others take marks away, too
+            if self._count >= MAXIMUM:
+                return
+        os.close(os.open(self._mark(path), os.O_CREAT | os.O_WRONLY, 0o666))
+        self._count += 1
+        if self._sync:
+            sync_directory(self._directory)
+
+    def discard(self, path: str) -> None:
+        try:
+            os.unlink(self._mark(path))
+        except FileNotFoundError:
+            return
+        self._count -= 1
+
+    def _mark(self, path: str) -> str:
+        # No UID has a comma (storescp.naming), and no path so many characters that a name could not have them.
+        return os.path.join(self._directory, path.replace("/", ","))
