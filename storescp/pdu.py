@@ -196,23 +196,30 @@ PDU: TypeAlias = AAssociateRQ | AAssociateAC | AAssociateRJ | AReleaseRQ | ARele
 
 
 def encode_p_data(
-    presentation_context_id: int, is_command: bool, data: bytes, maximum_length: int = 0
+    presentation_context_id: int,
+    is_command: bool,
+    data: bytes,
+    maximum_length: int = 0,
+    *,
+    is_last: bool = True,
 ) -> bytes:
     """One command or data set as P-DATA-TF PDUs, PS3.8 §9.3.5, none longer than the peer takes.
 
-    ``maximum_length`` is what the peer announced, 0 for no limit; each PDU carries one PDV.
+    ``maximum_length`` is what the peer announced, 0 for no limit; each PDU carries one PDV. Unless ``is_last``,
+    more of it follows; then *data* has an even number of bytes.
     """
     flag = 1 if is_command else 0
+    final = 2 if is_last else 0
     # Every fragment has an even number of bytes (PS3.8 Annex E.1), even where an odd maximum was announced.
     # A peer that announces less than one PDV header and two bytes cannot be served at all: send it those.
     room = max((maximum_length - 6) & ~1, 2) if maximum_length else len(data)
     if len(data) <= room:
         size = len(data)
-        return _PDATA_ONE_PDV.pack(4, size + 6, size + 2, presentation_context_id, flag | 2) + data
+        return _PDATA_ONE_PDV.pack(4, size + 6, size + 2, presentation_context_id, flag | final) + data
     pieces = []
     for start in range(0, len(data), room):
         piece = data[start : start + room]
-        last = 2 if start + room >= len(data) else 0
+        last = final if start + room >= len(data) else 0
         pieces.append(
             _PDATA_ONE_PDV.pack(4, len(piece) + 6, len(piece) + 2, presentation_context_id, flag | last)
         )

@@ -316,9 +316,13 @@ class UpperLayer:
         """Reject the association that was asked for (E8)."""
         self._handle(Input.ASSOCIATE_RESPONSE_REJECT, response)
 
-    def send_data(self, presentation_context_id: int, is_command: bool, data: bytes) -> None:
-        """Send one whole command or data set (E9), cut to what the peer takes."""
-        encoded = pdu.encode_p_data(presentation_context_id, is_command, data, self._peer_maximum_length)
+    def send_data(
+        self, presentation_context_id: int, is_command: bool, data: bytes, *, is_last: bool = True
+    ) -> None:
+        """Send a command or data set (E9), cut to what the peer takes; unless *is_last*, more of it follows."""
+        encoded = pdu.encode_p_data(
+            presentation_context_id, is_command, data, self._peer_maximum_length, is_last=is_last
+        )
         self._handle(Input.P_DATA_REQUEST, encoded)
 
     def release(self) -> None:

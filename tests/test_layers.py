@@ -17,11 +17,12 @@ PACKAGE = ROOT / "storescp"
 PURE = ("pdu", "sop_classes", "dataset_head", "negotiation", "upper_layer", "dimse", "statistics")
 BLOCKING = (
     *("part10", "naming", "index_schema", "index", "stored_file", "config", "space"),
-    *("journal", "lost_answers", "commit", "recovery", "archive"),
+    *("journal", "lost_answers", "commit", "recovery", "archive", "scu"),
 )
+OPERATOR = ("operator_archive", "operator_send", "operator", "__main__")
 ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp")
 # From the bottom to the top: a module imports from its own layer and from those below.
-LAYERS = (("__init__",), PURE, BLOCKING, ADAPTERS, ("service",), ("tap",))
+LAYERS = (("__init__",), PURE, BLOCKING, OPERATOR, ADAPTERS, ("service",), ("tap",))
 
 # A clock, a file, a socket, a thread: what a pure module has no use for.
 IMPURE = frozenset(
@@ -113,7 +114,7 @@ class WithoutTwistedTests(SynchronousTestCase):
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            for module in PURE + BLOCKING
+            for module in PURE + BLOCKING + OPERATOR
         }
         loaded = {module: interpreter.communicate()[0] for module, interpreter in interpreters.items()}
         self.assertEqual(loaded, dict.fromkeys(interpreters, "\n"))

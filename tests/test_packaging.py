@@ -77,7 +77,7 @@ class InstallTests(PackagingTestCase):
         return run(self.python, script, "storescp", "--help", cwd=self.outside)
 
     def install(self, *options: str | pathlib.Path) -> None:
-        """Let pip install what the options say, then see that twistd has the command, which it had not before."""
+        """Let pip install what the options say: twistd has its command, which it had not, and operators theirs."""
         before = self.twistd()
         self.assertNotEqual(before.returncode, 0)
         self.assertIn("Unknown command: storescp", before.stdout + before.stderr)
@@ -86,6 +86,8 @@ class InstallTests(PackagingTestCase):
         self.assertEqual(after.returncode, 0, after.stdout + after.stderr)
         for option in ("--port", "--storage-dir"):
             self.assertIn(option, after.stdout)
+        command = self.outside / "venv" / "bin" / "storescp"
+        self.assertEqual(self.run_well(command, "--version"), f"storescp {storescp.__version__}\n")
 
     def imported(self) -> pathlib.Path:
         """Return the directory from which the new environment imports storescp."""
@@ -118,7 +120,7 @@ class DistributionTests(PackagingTestCase):
             sys.executable, "-m", "build", "--no-isolation", "--outdir", self.outside / "dist", self.tree
         )
         name = f"storescp-{storescp.__version__}"
-        modules = {f"storescp/{path.name}" for path in (ROOT / "storescp").glob("*.py")}
+        modules = {f"storescp/{path.name}" for path in (ROOT / "storescp").glob("*.*")}
         code = {*modules, "storescp/py.typed", PLUGIN}
 
         with tarfile.open(self.outside / "dist" / f"{name}.tar.gz") as archive:
