@@ -2,6 +2,7 @@
 #             make run ARGS="--port 104 --ae-title ARCHIVE"     see: make run ARGS=--help
 # make test   installs what the tests need (system packages too, as root), then lint, types and tests
 # make bench  measures this server beside others; ARGS are its options
+# make torture  kills the server, cuts its power, fills its disk, for as long as ARGS="--seconds 600" says
 # make clean  removes what the above made, except the images received
 #
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise the first of 3.11 or newer is taken.
@@ -10,7 +11,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?=
 BIN := .venv/bin
 
-.PHONY: run test bench clean
+.PHONY: run test bench torture clean
 
 run: ARGS ?= --port 11112
 run:
@@ -26,9 +27,14 @@ test:
 	$(BIN)/python tools/run_trial.py $(BIN)/trial -j$(JOBS) tests
 
 bench:
-	@tools/prepare peers
+	@tools/prepare peers bench
 	@tools/prepare venv test $(PYTHON)
 	$(BIN)/python -m bench $(ARGS)
+
+torture:
+	@tools/prepare peers
+	@tools/prepare venv test $(PYTHON)
+	$(BIN)/python -m tests.torture $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .ruff_cache _trial_temp*

@@ -1,0 +1,203 @@
+"""What the server has told the system to put on the disk before it says Success, as strace(1) sees it."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.faults.injected import Strace
+from tests.faults.load import FaultServer
+from tests.raw_scu import RawSCU, instance, store
+from tests.server import Server, run, run_twistd, temporary_directory
+
+_CALLS = "trace=pwrite64,write,writev,fdatasync,fsync,link,linkat,sendto"
+_FINISHED = re.compile(r"(\d+) +(\w+)\((.*)\) += \d+$")
+_UNFINISHED = re.compile(r"(\d+) +(\w+)\((.*) <unfinished \.\.\.>$")
+_RESUMED = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>(.*)\) += \d+$")
+
+
+class _Disk:
+    """What is durable, by the calls of a server: ``answers`` never outgrow the instances that ``are_safe``."""
+
+    def __init__(self, case: SynchronousTestCase) -> None:
+        self.case = case
+        self.answers = 0
+        self.are_safe = 0
+        self._content: set[str] = set()  # hidden names of files whose content is synced
+        self._written: set[str] = set()  # paths that the journal was told of,
+        self._journal: set[str] = set()  # and those that a power cut would leave in it
+        self._named: list[str] = []  # paths without their row
+        self._directories: dict[str, set[str]] = {}  # the names in each that a power cut would take
+
+    def begins(self, call: str, arguments: str) -> set[str]:
+        """A call begins; returns what it will have made durable when it ends."""
+        where = _where(arguments)
+        if call == "sendto" and ', "\\4\\0' in arguments:
+            self.answers += 1
+            self.case.assertLessEqual(self.answers, self.are_safe, "an answer came too early")
+        elif call in ("fsync", "fdatasync"):
+            return set(self._written if where.endswith("/journal") else self._directories.get(where, ()))
+        elif where.endswith("/journal"):
+            self._written.update(re.findall(r"\+([0-9./]+dcm)\\n", arguments))
+        elif where.endswith("index.db-wal"):
+            # What is written to the index now is about names that are durable already.
+            self.case.assertFalse(any(self._directories.values()), "a row came before its name was durable")
+            self.are_safe += len(self._named)
+            self._named.clear()
+        return set()
+
+    def ends(self, call: str, arguments: str, durable: set[str]) -> None:
+        """A call has ended well."""
+        where = _where(arguments)
+        if call in ("fsync", "fdatasync"):
+            if where in self._directories:
+                self._directories[where] -= durable
+            elif where.endswith("/journal"):
+                self._journal |= durable
+            self._content.add(where)
+        elif call in ("link", "linkat"):
+            hidden, target = re.findall(r'"([^"]*)"', arguments)
+            self.case.assertIn(hidden, self._content, "a name was given before the content was durable")
+            path = target.partition("/received/")[2]
+            self.case.assertIn(path, self._journal, "a name was given before the journal was durable")
+            self._directories.setdefault(os.path.dirname(target), set()).add(target)
+            self._named.append(target)
+
+
+def _where(arguments: str) -> str:
+    """The path of the descriptor that is the first of the arguments."""
+    match = re.match(r"\d+<([^>]*)>", arguments)
+    return match[1] if match else ""
+
+
+class OrderTests(SynchronousTestCase):
+    """No C-STORE-RSP leaves before the syncs that it stands for."""
+
+    def trace(self, threads: int, each: int) -> _Disk:
+        """Associations at once, which send so many instances each."""
+        server = Server(self, "--sync", "always")
+        # The first one makes directories, the journal and the log of the index.
+        self.assertEqual(store(server.address, [("1.9", instance("1.9"))]), [0])
+        output = temporary_directory(self) / "trace"
+        statuses: list[object] = []
+
+        def send(number: int) -> None:
+            uids = [f"1.2.{number}.{count}" for count in range(each)]
+            statuses.extend(store(server.address, [(uid, instance(uid)) for uid in uids]))
+
+        with Strace(server.process.pid, output, "-y", "-s", "8192", "-e", _CALLS, reactor=True) as strace:
+            senders = [threading.Thread(target=send, args=(number,)) for number in range(threads)]
+            for sender in senders:
+                sender.start()
+            for sender in senders:
+                sender.join()
+        self.assertEqual(statuses, [0] * threads * each)
+        disk = _Disk(self)
+        under_way: dict[str, tuple[str, set[str]]] = {}
+        for line in strace.text.splitlines():
+            if match := _FINISHED.match(line):
+                _, call, arguments = match.groups()
+                disk.ends(call, arguments, disk.begins(call, arguments))
+            elif match := _UNFINISHED.match(line):
+                thread, call, arguments = match.groups()
+                under_way[thread] = arguments, disk.begins(call, arguments)
+            elif match := _RESUMED.match(line):
+                thread, call, rest = match.groups()
+                arguments, durable = under_way.pop(thread)
+                disk.ends(call, arguments + rest, durable)
+        return disk
+
+    def test_one_sender(self) -> None:
+        """Content and journal, then the name, then its directory, then the row, then the answer: for each instance."""
+        disk = self.trace(1, 5)
+        self.assertEqual((disk.answers, disk.are_safe), (5, 5))
+
+    def test_many_senders(self) -> None:
+        """However instances share the syncs, none is answered before its own."""
+        disk = self.trace(6, 5)
+        self.assertEqual((disk.answers, disk.are_safe), (30, 30))
+
+
+class OperatorTests(SynchronousTestCase):
+    """What an operator sees of it, with the real server."""
+
+    def test_answer_lost_in_a_crash(self) -> None:
+        """Who sends the same again after the server's death gets through, and the next one is a duplicate again."""
+        storage = temporary_directory(self) / "received"
+        server = FaultServer(self, storage)
+        scu = RawSCU(server.address)
+        self.addCleanup(scu.socket.close)
+        scu.associate()
+        self.assertEqual(scu.store("1.2.3.1", instance("1.2.3.1")), 0)
+        self.assertEqual(scu.store("1.2.3.2", instance("1.2.3.2")), 0)
+        server.kill()
+        server.wait()
+        server = FaultServer(self, storage)
+        sent = [("1.2.3.2", instance("1.2.3.2", pixels=b"\1\1")), *[("1.2.3.2", instance("1.2.3.2"))] * 2]
+        self.assertEqual(store(server.address, sent), [0x0111, 0, 0x0111])
+        self.assertEqual(store(server.address, [("1.2.3.1", instance("1.2.3.1"))]), [0x0111])
+        server.stop()
+
+    def test_row_lost(self) -> None:
+        """A start after a crash enters what the index has not, and says so."""
+        storage = temporary_directory(self) / "received"
+        server = FaultServer(self, storage)
+        self.assertEqual(store(server.address, [("1.2.3.1", instance("1.2.3.1"))]), [0])
+        server.kill()
+        server.wait()
+        for path in (storage / ".storescp").glob("index.db*"):
+            path.unlink()
+        server = FaultServer(self, storage)
+        self.assertIn("recovery: 1 instances were stored but not in the index, and are now", server.output)
+        server.stop()
+        self.assertEqual(
+            [path for (path,) in server.rows("SELECT path FROM instances")], list(server.files())
+        )
+
+    def test_digest(self) -> None:
+        """--digest sha256: the index has what sha256sum(1) says of the file."""
+        server = Server(self, "--digest", "sha256")
+        self.assertEqual(
+            store(server.address, [("1.2.3.1", instance("1.2.3.1", pixels=bytes(3_000_000)))]), [0]
+        )
+        ((path, digest),) = server.rows("SELECT path, digest FROM instances")
+        self.assertEqual(run("sha256sum", server.storage / str(path)).stdout.split()[0], str(digest)[7:])
+
+    def test_min_free(self) -> None:
+        """--min-free: A700H for all, one line about it in the log, and nothing on the disk."""
+        server = Server(self, "--min-free", "100%")
+        uids = [f"1.2.3.{number}" for number in range(5)]
+        self.assertEqual(store(server.address, [(uid, instance(uid)) for uid in uids]), [0xA700] * 5)
+        server.stop()
+        self.assertEqual(server.output.count("no images are taken"), 1)
+        self.assertEqual((server.files(), server.litter()), ({}, []))
+
+    def test_index_removed(self) -> None:
+        """An index that is taken away means A700H; when it is back, instances are stored again."""
+        server = Server(self)
+        with RawSCU(server.address) as scu:
+            scu.associate()
+            self.assertEqual(scu.store("1.2.3.1", instance("1.2.3.1")), 0)
+            index = server.storage / ".storescp" / "index.db"
+            index.rename(index.with_suffix(".away"))
+            self.assertEqual(scu.store("1.2.3.2", instance("1.2.3.2")), 0xA700)
+            self.assertEqual(list(server.files()), ["1.2.3/1.2.3.4/1.2.3.1.dcm"])
+            index.with_suffix(".away").rename(index)
+            self.assertEqual(scu.store("1.2.3.2", instance("1.2.3.2")), 0)
+            scu.release()
+        server.wait_for("cannot store: index .*: No such file or directory")
+        rows = server.rows("SELECT path FROM instances ORDER BY path")
+        self.assertEqual([path for (path,) in rows], list(server.files()))
+
+    def test_in_use(self) -> None:
+        """A second server on the same storage directory ends at once with one line, and the first goes on."""
+        server = Server(self)
+        ended = run_twistd("--listen", "tcp:0:interface=127.0.0.1", "-d", server.storage, cwd=server.home)
+        self.assertEqual(ended.returncode, 1)
+        self.assertEqual(
+            ended.stderr, f"storescp: the storage directory '{server.storage}' is in use by another server\n"
+        )
+        self.assertEqual(store(server.address, [("1.2.3.1", instance("1.2.3.1"))]), [0])
