@@ -14,11 +14,17 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from bench import loadgen, report
-from bench.measure import WORKLOADS, Settings, available, measure
+from bench import loadgen, report, sweeps
+from bench.check import Check
+from bench.index import measure_index
+from bench.measure import COMPARISONS, Comparison, Result, Settings, available, measure
 from bench.memory import measure_memory
-from bench.peers import PEERS, STORESCP, USUAL
+from bench.peers import PEERS, STORESCP
 from bench.storage import Storage, spread
+
+_PARTS = (*(comparison.name for comparison in COMPARISONS), "memory", "index")
+_SWEEPS = (*(comparison.name for comparison in sweeps.COMPARISONS), sweeps.STORED.name)
+_ALL_COMPARISONS = (*COMPARISONS, *sweeps.COMPARISONS)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,10 +33,18 @@ def _parser() -> argparse.ArgumentParser:
         description="Measures storescp beside other Storage SCPs and a raw copy of the byte stream. "
         "Rates are medians over rounds in which all servers take turns.",
     )
-    peers, workloads = [peer.name for peer in PEERS], [workload.name for workload in WORKLOADS]
+    peers = [peer.name for peer in PEERS]
+    workloads = list(dict.fromkeys(w.name for comparison in _ALL_COMPARISONS for w in comparison.workloads))
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="runs per figure (5)")
     parser.add_argument("--seconds", type=float, default=0.6, metavar="S", help="aim for one run (0.6)")
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 0.25 s, on tmpfs only")
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 0.25 s")
+    parts = (*_PARTS, *_SWEEPS)
+    parser.add_argument(
+        "--part", action="append", choices=parts, metavar="NAME", help=f"only: {', '.join(parts)}"
+    )
+    parser.add_argument(
+        "--sweeps", action="store_true", help=f"instead of the usual parts: {', '.join(_SWEEPS)}"
+    )
     parser.add_argument(
         "--server", action="append", choices=peers, metavar="NAME", help=f"only this one: {', '.join(peers)}"
     )
@@ -43,9 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tmpfs", type=pathlib.Path, default=pathlib.Path("/dev/shm"), metavar="DIR")
     parser.add_argument(
         "--disk", type=pathlib.Path, default=pathlib.Path(), metavar="DIR", help="a directory on a disk (.)"
-    )
-    parser.add_argument(
-        "--memory", choices=("yes", "no", "only"), default="yes", help="the memory loads (yes)"
     )
     parser.add_argument(
         "--storescp-args",
@@ -67,6 +78,21 @@ def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _comparisons(options: argparse.Namespace) -> list[Comparison]:
+    """The comparisons that are asked for, with those servers and workloads that are."""
+    found = []
+    for comparison in _ALL_COMPARISONS:
+        if comparison.name not in options.part:
+            continue
+        workloads = [w for w in comparison.workloads if not options.workload or w.name in options.workload]
+        peers = comparison.peers
+        if options.server:
+            peers = tuple(options.server)
+            workloads = [dataclasses.replace(workload, also=()) for workload in workloads]
+        found.append(dataclasses.replace(comparison, peers=peers, workloads=tuple(workloads)))
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; exit code 0 when everything was measured without trouble, 1 when not, 2 for bad use."""
     parser = _parser()
@@ -75,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--rounds and --seconds: expected more than 0")
     if options.quick:
         options.rounds, options.seconds = 3, 0.25
-        options.storage = options.storage or ["tmpfs"]
+    options.part = options.part or (_SWEEPS if options.sweeps else _PARTS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the servers are stopped, too
     loadgen.raise_descriptor_limit()
     peers = {peer.name: peer for peer in PEERS}
@@ -85,10 +111,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error("--pin: expected two CPUs or more")
         os.sched_setaffinity(0, {last})
         peers = {peer.name: dataclasses.replace(peer, cpus=frozenset(others)) for peer in PEERS}
-    peers[STORESCP.name] = peers[STORESCP.name].with_arguments(options.storescp_args)
-    workloads = [w for w in WORKLOADS if not options.workload or w.name in options.workload]
-    usual = [peer for name, peer in peers.items() if name in (options.server or USUAL)]
-    also = {name for workload in workloads for name in workload.also} if not options.server else set()
+    for name in peers:
+        if name.startswith(STORESCP.name):
+            peers[name] = peers[name].with_arguments(options.storescp_args)
+    comparisons = _comparisons(options)
+    wanted = {name for comparison in comparisons for name in comparison.names()}
+    if sweeps.STORED.name in options.part:
+        wanted |= set(options.server or sweeps.STORED.peers) & set(sweeps.STORED.peers)
+    if {"memory", "index"} & set(options.part):
+        wanted.add(STORESCP.name)
+    results: list[Result] = []
+    checks: list[Check] = []
     with contextlib.ExitStack() as stack:
         storages = []
         for name, parent in (("tmpfs", options.tmpfs), ("disk", options.disk)):
@@ -103,31 +136,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             directory = pathlib.Path(stack.enter_context(made)).resolve()
             spread(directory)
             storages.append(Storage(name, directory, keep_inodes=name == "disk"))
-        installed = available([*usual, *(peers[name] for name in also)], _progress)
-        results = []
-        if options.memory != "only":
-            settings = Settings(
-                storages=storages,
-                workloads=workloads,
-                peers=[peer for peer in installed if peer in usual],
-                extra=[peer for peer in installed if peer not in usual],
-                rounds=options.rounds,
-                seconds=options.seconds,
-            )
-            results = measure(settings, _progress)
-        memory = []
-        if options.memory != "no" and peers[STORESCP.name] in installed:
-            memory = measure_memory(peers[STORESCP.name], storages[0], _progress)
+        installed = available((peer for peer in peers.values() if peer.name in wanted), _progress)
+        settings = Settings(storages, installed, options.rounds, options.seconds)
+        for comparison in comparisons:
+            results += measure(comparison, settings, _progress)
+        checks += report.goals(results)
+        if sweeps.STORED.name in options.part:
+            comparisons.append(sweeps.STORED)
+            results += sweeps.measure_stored(settings, _progress)
+        if ours := installed.get(STORESCP.name):
+            if "memory" in options.part:
+                checks += measure_memory(ours, storages[0], _progress)
+            if "index" in options.part:
+                checks += measure_index(ours, storages, options.rounds, _progress)
     pinned = "; load generator on a CPU of its own" if options.pin else ""
     conditions = f"{report.machine()}; medians of {options.rounds} rounds of {options.seconds:g} s{pinned}"
     print(f"{conditions}\n")
-    if results:
-        print(report.table(results))
-    print(report.limits(results, memory), end="")
+    for comparison in comparisons:
+        if found := [result for result in results if result.comparison is comparison]:
+            print(f"{comparison.name}: {comparison.title}\n\n{report.table(found)}")
+    print(report.limits(checks), end="")
     if options.json:
-        options.json.write_text(json.dumps(report.as_json(results, memory, conditions), indent=2) + "\n")
-    troubled = any(r.trouble for r in results) or any(m.value is None for m in memory)
-    return 1 if troubled or len(installed) < len(usual) + len(also) else 0
+        options.json.write_text(json.dumps(report.as_json(results, checks, conditions), indent=2) + "\n")
+    troubled = any(result.trouble for result in results) or any(check.value is None for check in checks)
+    return 1 if troubled or len(installed) < len(wanted) else 0
 
 
 if __name__ == "__main__":

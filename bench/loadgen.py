@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from bench.objects import (
+    CT_IMAGE_STORAGE,
     EXPLICIT_VR_LITTLE_ENDIAN,
     LARGEST_PDU,
     PRESENTATION_CONTEXT_ID,
@@ -50,7 +51,8 @@ class Load:
     """What to send. ``size`` in bytes of the data set, ``objects`` per association.
 
     With ``association_per_object`` every object has an association of its own; ``associations`` is then how
-    many of these run at the same time, and ``objects`` how many follow each other in each place.
+    many of these run at the same time, and ``objects`` how many follow each other in each place. With a ``size``
+    of 0 as well, they are released as soon as they are accepted: each counts as one object without any bytes.
     ``stall`` is the number of seconds without any progress after which the run is given up.
     """
 
@@ -241,6 +243,10 @@ class Association:
         max_pdu = accepted_max_pdu(pdu)
         generator.outcome.association_times.append(time.monotonic() - self._since)
         generator.outcome.max_pdu = max_pdu
+        if not generator.load.size:
+            self._on_pdu = self._on_release_rp
+            self._send(_RELEASE_RQ)
+            return
         limit = min(max_pdu or generator.load.max_pdu, generator.load.max_pdu)
         template = object_template(generator.load.size, limit)
         self._stream.use(template)
@@ -291,6 +297,10 @@ class Association:
     def _on_release_rp(self, pdu: bytes) -> None:
         if pdu[0] != 6:
             raise ValueError(f"PDU of type {pdu[0]} instead of A-RELEASE-RP")
+        if not self._generator.load.size:
+            self._generator.outcome.response_times.append(time.monotonic() - self._since)
+            self._generator.outcome.statuses[0] += 1
+            self._left -= 1
         self._close()
 
     def _close(self) -> None:
@@ -317,7 +327,7 @@ class Generator:
         # Accepted ones that wait for the others, until all of them start.
         self._held: list[Association] | None = None if load.association_per_object else []
         self._open_next = True
-        sop_class_uid = object_template(load.size, 0).sop_class_uid
+        sop_class_uid = object_template(load.size, 0).sop_class_uid if load.size else CT_IMAGE_STORAGE
         self.associate_rq = a_associate_rq(
             load.called_ae_title, load.calling_ae_title, sop_class_uid, 64 * 1024
         )
@@ -343,7 +353,7 @@ class Generator:
                 break
         self._epoll.close()
         outcome = self.outcome
-        outcome.object_bytes = object_template(self.load.size, 0).size
+        outcome.object_bytes = object_template(self.load.size, 0).size if self.load.size else 0
         outcome.cpu_seconds = time.process_time() - cpu
         return outcome
 
@@ -449,8 +459,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", default="", metavar="DIGITS", help="20 digits for the UIDs (random)")
     parser.add_argument("--stall", type=float, default=60.0, metavar="SECONDS", help="give up after (60)")
     load = Load(**vars(parser.parse_args(arguments)))
-    if not SMALLEST_SIZE <= load.size < 2**32 - 1:
-        parser.error(f"--size: expected from {SMALLEST_SIZE} bytes to 4 GiB, got {load.size}")
+    if not (SMALLEST_SIZE <= load.size < 2**32 - 1 or (load.size == 0 and load.association_per_object)):
+        parser.error(
+            f"--size: expected from {SMALLEST_SIZE} bytes to 4 GiB (or 0 with --association-per-object),"
+            f" got {load.size}"
+        )
     raise_descriptor_limit()
     try:
         outcome = run(load)

@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bench import loadgen
 from bench.outcome import Outcome, summary
@@ -61,23 +61,69 @@ WORKLOADS = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Goal:
-    """The least ratio of our rate to that of a group of peers."""
+class Comparison:
+    """Servers that are measured side by side: the names of the ``peers``, with what workloads, on which storages."""
 
+    name: str
+    title: str
+    peers: tuple[str, ...]
+    workloads: tuple[Workload, ...]
+    storages: tuple[str, ...] = ("tmpfs", "disk")
+
+    @property
+    def ours(self) -> str:
+        """The name of our server, which the others are compared with; empty if it does not take part."""
+        return next((name for name in self.peers if name.startswith("storescp")), "")
+
+    def names(self) -> set[str]:
+        """The names of all peers that take part somewhere."""
+        return {*self.peers, *(name for workload in self.workloads for name in workload.also)}
+
+
+USUAL = Comparison(
+    "usual",
+    "nobody syncs",
+    ("storescp", "dcmtk", "dcmtk-128k", "pynetdicom", "raw"),
+    WORKLOADS,
+)
+DURABLE = Comparison(
+    "durable",
+    "Success means that the object is on the disk, but with the last server",
+    ("storescp-sync", "orthanc-sync", "raw-sync", "storescp"),
+    tuple(dataclasses.replace(workload, also=()) for workload in WORKLOADS[:4]),
+    storages=("disk",),
+)
+COMPARISONS = (USUAL, DURABLE)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Goal:
+    """The least ratio of the rate of our server ``ours`` to that of a group of peers."""
+
+    ours: str
     workload: str
     group: str
     least: float
+    storages: tuple[str, ...] = ("tmpfs", "disk")
 
 
 GOALS = (
-    Goal("1x512K", "DCMTK", 0.8),
-    Goal("8x512K", "DCMTK", 0.8),
-    Goal("1x8K", "DCMTK", 0.35),
-    Goal("8x8K", "DCMTK", 0.35),
-    Goal("1x512K", "pynetdicom", 6.0),
-    Goal("8x512K", "pynetdicom", 6.0),
-    Goal("1x8K", "pynetdicom", 8.0),
-    Goal("8x8K", "pynetdicom", 8.0),
+    Goal("storescp", "1x512K", "DCMTK", 0.8),
+    Goal("storescp", "8x512K", "DCMTK", 0.8),
+    Goal("storescp", "1x8K", "DCMTK", 0.35),
+    Goal("storescp", "8x8K", "DCMTK", 0.35),
+    Goal("storescp", "1x512K", "pynetdicom", 6.0),
+    Goal("storescp", "8x512K", "pynetdicom", 6.0),
+    Goal("storescp", "1x8K", "pynetdicom", 8.0),
+    Goal("storescp", "8x8K", "pynetdicom", 8.0),
+    Goal("storescp-sync", "1x512K", "Orthanc, synced", 2.0, ("disk",)),
+    Goal("storescp-sync", "8x512K", "Orthanc, synced", 2.0, ("disk",)),
+    Goal("storescp-sync", "8x8K", "Orthanc, synced", 2.0, ("disk",)),
+    Goal("storescp-sync", "1x512K", "raw copy, synced", 0.6, ("disk",)),
+    Goal("storescp-sync", "8x512K", "raw copy, synced", 0.6, ("disk",)),
+    # What the promise costs.
+    Goal("storescp-sync", "8x512K", "storescp", 0.5, ("disk",)),
+    Goal("storescp-sync", "8x8K", "storescp", 0.5, ("disk",)),
 )
 
 
@@ -104,6 +150,7 @@ class Sample:
 class Result:
     """What one server did with one workload on one storage."""
 
+    comparison: Comparison
     storage: str
     workload: Workload
     peer: Peer
@@ -121,15 +168,13 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Settings:
-    """What to measure, where, how long.
+    """How to measure: on those ``storages`` that a comparison names, with those of its peers that are in ``peers``.
 
-    ``extra`` peers are measured with those workloads only that name them; ``seconds`` is the aim for one run.
+    ``seconds`` is the aim for one run.
     """
 
     storages: Sequence[Storage]
-    workloads: Sequence[Workload]
-    peers: Sequence[Peer]
-    extra: Sequence[Peer]
+    peers: Mapping[str, Peer]
     rounds: int
     seconds: float
 
@@ -138,9 +183,9 @@ Report = Callable[[str], None]
 """Takes a line about the progress."""
 
 
-def available(peers: Sequence[Peer], report: Report) -> list[Peer]:
-    """The peers that are installed; one line for each that is not."""
-    found = []
+def available(peers: Iterable[Peer], report: Report) -> dict[str, Peer]:
+    """The peers that are installed, by name; one line for each that is not."""
+    found = {}
     with tempfile.TemporaryDirectory() as scratch:
         directory = pathlib.Path(scratch)
         for peer in peers:
@@ -149,12 +194,12 @@ def available(peers: Sequence[Peer], report: Report) -> list[Peer]:
             except PeerMissing as missing:
                 report(str(missing))
             else:
-                found.append(peer)
+                found[peer.name] = peer
     return found
 
 
-def _run(server: Server, workload: Workload, objects: int) -> tuple[Sample, Outcome]:
-    """One run of ``objects`` per association; leaves the storage directory empty.
+def run(server: Server, workload: Workload, objects: int, *, keep: bool = False) -> tuple[Sample, Outcome]:
+    """One run of ``objects`` per association; leaves the storage directory empty, unless it is to ``keep`` them.
 
     PeerFailed if the server has ended, or has not stored all that it answered with Success.
     """
@@ -175,6 +220,8 @@ def _run(server: Server, workload: Workload, objects: int) -> tuple[Sample, Outc
         loadgen_share=outcome.cpu_seconds / outcome.seconds if outcome.seconds else 0.0,
     )
     server.check(1.0 if outcome.failures else 0.0)
+    if keep:
+        return sample, outcome
     if server.stored_bytes() < outcome.objects * outcome.object_bytes:
         raise PeerFailed(f"{server.peer.name} stored less than the {outcome.objects} objects it took")
     server.remove_objects()
@@ -190,11 +237,11 @@ def trouble(outcome: Outcome) -> str:
 def _calibrate(server: Server, workload: Workload, seconds: float) -> tuple[int, str]:
     """Objects per association for a run of about ``seconds``; and what went wrong, if anything."""
     associations = workload.associations
-    most = max(1, min(_MOST_OBJECTS, _LARGEST_RUN // workload.size) // associations)
+    most = max(1, min(_MOST_OBJECTS, _LARGEST_RUN // max(1, workload.size)) // associations)
     least = min(most, workload.least)
     objects = least
     while True:
-        _, outcome = _run(server, workload, objects)
+        _, outcome = run(server, workload, objects)
         if not outcome.ok:
             return objects, trouble(outcome)
         if outcome.seconds >= _CALIBRATION_SHARE * seconds or objects >= most:
@@ -202,17 +249,20 @@ def _calibrate(server: Server, workload: Workload, seconds: float) -> tuple[int,
         objects = min(most, objects * 4)
 
 
-def measure(settings: Settings, report: Report) -> list[Result]:
+def measure(comparison: Comparison, settings: Settings, report: Report) -> list[Result]:
     """Runs everything: for each storage and workload all servers at once, and in every round one after the other."""
     results: list[Result] = []
     for storage in settings.storages:
-        for workload in settings.workloads:
-            report(f"{storage.name}, {workload.title} ...")
+        if storage.name not in comparison.storages:
+            continue
+        for workload in comparison.workloads:
+            report(f"{comparison.name}, {storage.name}, {workload.title} ...")
             with contextlib.ExitStack() as stack:
                 pairs = []
-                extra = (peer for peer in settings.extra if peer.name in workload.also)
-                for peer in (*settings.peers, *extra):
-                    result = Result(storage.name, workload, peer)
+                for name in (*comparison.peers, *workload.also):
+                    if (peer := settings.peers.get(name)) is None:
+                        continue
+                    result = Result(comparison, storage.name, workload, peer)
                     results.append(result)
                     try:
                         server = stack.enter_context(Server(peer, storage))
@@ -225,15 +275,16 @@ def measure(settings: Settings, report: Report) -> list[Result]:
                     # Everybody is first once in a while.
                     start = turn % len(pairs) if pairs else 0
                     for server, result in pairs[start:] + pairs[:start]:
-                        _round(server, result)
+                        play_round(server, result)
     return results
 
 
-def _round(server: Server, result: Result) -> None:
+def play_round(server: Server, result: Result, *, keep: bool = False) -> None:
+    """One run more for a result, unless there was trouble."""
     if result.trouble:
         return
     try:
-        sample, outcome = _run(server, result.workload, result.objects)
+        sample, outcome = run(server, result.workload, result.objects, keep=keep)
     except PeerFailed as failed:
         result.trouble = str(failed)
         return

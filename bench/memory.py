@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import socket
 from collections.abc import Callable
 
 from bench import loadgen, measure
+from bench.check import Check
 from bench.peers import Peer, PeerFailed, Server
 from bench.storage import Storage
 
@@ -15,21 +15,6 @@ _MIB = 1024**2
 _FIRST = 500
 _ALL = 5000
 _CLOSE_SECONDS = 10.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class MemoryResult:
-    """A figure in MiB and its limit; ``value`` is None when it could not be had, ``detail`` then says why."""
-
-    name: str
-    title: str
-    limit: float
-    value: float | None
-    detail: str
-
-    @property
-    def ok(self) -> bool:
-        return self.value is not None and self.value < self.limit
 
 
 def _send(server: Server, load: loadgen.Load) -> None:
@@ -53,7 +38,7 @@ def huge_object(peer: Peer, storage: Storage) -> tuple[float, str]:
 
 def many_senders(peer: Peer, storage: Storage) -> tuple[float, str]:
     """Peak resident memory with 100 associations at once, each sending ten objects of 512 KiB."""
-    with Server(peer.with_arguments(["--max-assoc", "128"]), storage) as server:
+    with Server(peer, storage) as server:
         before = server.resident_mebibytes()
         load = loadgen.Load(
             host="127.0.0.1", port=server.place.port, associations=100, objects=10, size=_MIB // 2
@@ -112,9 +97,9 @@ LOADS: dict[str, tuple[str, float, Callable[[Peer, Storage], tuple[float, str]]]
 """By name: title, limit in MiB, and the function that measures."""
 
 
-def measure_memory(peer: Peer, storage: Storage, report: measure.Report) -> list[MemoryResult]:
+def measure_memory(peer: Peer, storage: Storage, report: measure.Report) -> list[Check]:
     """All loads, each on a server of its own."""
-    results = []
+    checks = []
     for name, (title, limit, function) in LOADS.items():
         report(f"memory, {title} ...")
         value: float | None
@@ -122,5 +107,5 @@ def measure_memory(peer: Peer, storage: Storage, report: measure.Report) -> list
             value, detail = function(peer, storage)
         except (PeerFailed, OSError) as failed:
             value, detail = None, str(failed)
-        results.append(MemoryResult(name, title, limit, value, detail))
-    return results
+        checks.append(Check(name, f"memory: {title}", value, below=limit, unit="MiB", detail=detail))
+    return checks

@@ -2,6 +2,7 @@
 
 A data set is a CT-like head (patient, study, series, equipment, image attributes, sequences and a private
 block: some 75 elements, 2 KiB) in Explicit VR Little Endian, and Pixel Data that fill it up to the wanted size.
+An object below 4 KiB has only the elements that tell it apart and describe its pixels.
 All identifiers have a fixed width, so that a new instance is the old bytes with a few digits overwritten.
 """
 
@@ -25,7 +26,8 @@ PRESENTATION_CONTEXT_ID = 1
 LARGEST_PDU = 256 * 1024
 """Bytes of the variable field of our P-DATA-TF PDUs where the peer sets no limit or a higher one."""
 
-SMALLEST_SIZE = 4 * 1024
+SMALLEST_SIZE = 1024
+_SMALLEST_WITH_FULL_HEAD = 4 * 1024
 _RUN = "1" + "0" * 19  # 20 digits: unlike any real run, which is random
 _FRAME_EDGE = 512
 _SINGLE_FRAME_PIXELS = 1024 * 1024  # above it, an object has several frames
@@ -55,20 +57,43 @@ def series_length(association: int, series: int) -> int:
     return 100 + (61 * association + 37 * series) % 201
 
 
-def _head(sop_class_uid: str, rows: int, columns: int, frames: int) -> bytes:
+def _head(sop_class_uid: str, rows: int, columns: int, frames: int, full: bool) -> bytes:
     """The data set up to, not including, Pixel Data, in Explicit VR Little Endian."""
     study, series = study_instance_uid(_RUN, 0), series_instance_uid(_RUN, 0, 0)
     ds = Dataset()
+    if full:
+        _describe(ds, study)
+    ds.SOPClassUID = sop_class_uid
+    ds.SOPInstanceUID = sop_instance_uid(_RUN, 0, 0, 0)
+    ds.StudyDate, ds.StudyTime = "20240131", "100112.000000"
+    ds.Modality = "CT" if frames == 1 else "OT"
+    ds.PatientName = "Phantom^Bench^000000"
+    ds.PatientID = "BENCH-000000"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = study, series
+    ds.SeriesNumber = "00000001"
+    ds.InstanceNumber = "00000001"
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    if frames > 1:
+        ds.NumberOfFrames = f"{frames:06d}"
+        ds.FrameIncrementPointer = 0x00181063
+        ds.FrameTime = "40"
+    ds.Rows, ds.Columns = rows, columns
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, False
+    write_dataset(buffer, ds)
+    return buffer.getvalue()
+
+
+def _describe(ds: Dataset, study: str) -> None:
+    """Adds what a scanner says besides."""
     ds.SpecificCharacterSet = "ISO_IR 100"
     ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
     ds.InstanceCreationDate, ds.InstanceCreationTime = "20240131", "101507.000000"
-    ds.SOPClassUID = sop_class_uid
-    ds.SOPInstanceUID = sop_instance_uid(_RUN, 0, 0, 0)
-    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = "20240131"
-    ds.StudyTime, ds.SeriesTime = "100112.000000", "101044.000000"
+    ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = "20240131"
+    ds.SeriesTime = "101044.000000"
     ds.AcquisitionTime, ds.ContentTime = "101501.250000", "101507.000000"
     ds.AccessionNumber = "A20240131-0042"
-    ds.Modality = "CT" if frames == 1 else "OT"
     ds.Manufacturer = "Load Generator"
     ds.InstitutionName = "Department of Radiology"
     ds.ReferringPhysicianName = "Referring^Physician^^Dr."
@@ -79,8 +104,6 @@ def _head(sop_class_uid: str, rows: int, columns: int, frames: int) -> bytes:
     ds.ManufacturerModelName = "Spiral 64"
     ds.ReferencedStudySequence = [_reference("1.2.840.10008.3.1.2.3.1", study + ".1")]
     ds.ReferencedImageSequence = [_reference(CT_IMAGE_STORAGE, study + f".2.{i}") for i in (1, 2)]
-    ds.PatientName = "Phantom^Bench^000000"
-    ds.PatientID = "BENCH-000000"
     ds.IssuerOfPatientID = "LOADGEN"
     ds.PatientBirthDate, ds.PatientSex, ds.PatientAge = "19601224", "O", "063Y"
     ds.PatientSize, ds.PatientWeight = "1.76", "74.5"
@@ -99,29 +122,17 @@ def _head(sop_class_uid: str, rows: int, columns: int, frames: int) -> bytes:
     ds.add_new(0x00190010, "LO", "LOADGEN 1.0")
     ds.add_new(0x00191002, "SL", 912)
     ds.add_new(0x00191023, "DS", ["39.375000", "0.984375"])
-    ds.StudyInstanceUID, ds.SeriesInstanceUID = study, series
-    ds.StudyID, ds.SeriesNumber, ds.AcquisitionNumber = "4242", "00000001", "1"
-    ds.InstanceNumber = "00000001"
+    ds.StudyID, ds.AcquisitionNumber = "4242", "1"
     ds.ImagePositionPatient = ["-180.000000", "-180.000000", "-432.250000"]
     ds.ImageOrientationPatient = ["1.000000", "0.000000", "0.000000", "0.000000", "1.000000", "0.000000"]
     ds.FrameOfReferenceUID = study + ".3"
     ds.PositionReferenceIndicator, ds.SliceLocation = "SN", "-432.250000"
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    if frames > 1:
-        ds.NumberOfFrames = f"{frames:06d}"
-        ds.FrameIncrementPointer = 0x00181063
-        ds.FrameTime = "40"
-    ds.Rows, ds.Columns, ds.PixelSpacing = rows, columns, ["0.703125", "0.703125"]
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+    ds.PixelSpacing = ["0.703125", "0.703125"]
     ds.WindowCenter, ds.WindowWidth = ["40", "-600"], ["400", "1500"]
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "-1024", "1", "HU"
     ds.RequestedProcedureDescription = "CT thorax and abdomen"
     ds.PerformedProcedureStepStartDate, ds.PerformedProcedureStepStartTime = "20240131", "100112"
     ds.PerformedProcedureStepID = "PPS4242"
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, False
-    write_dataset(buffer, ds)
-    return buffer.getvalue()
 
 
 def _reference(sop_class_uid: str, instance_uid: str) -> Dataset:
@@ -198,13 +209,14 @@ def object_template(size: int, max_pdu: int) -> ObjectTemplate:
         raise ValueError(f"an object has from {SMALLEST_SIZE} bytes to 4 GiB, not {size}")
     several = size // 2 > _SINGLE_FRAME_PIXELS
     sop_class_uid = MULTI_FRAME_GRAYSCALE_WORD_STORAGE if several else CT_IMAGE_STORAGE
-    head_length = len(_head(sop_class_uid, 1, 1, 2 if several else 1)) + 12
+    full = size >= _SMALLEST_WITH_FULL_HEAD
+    head_length = len(_head(sop_class_uid, 1, 1, 2 if several else 1, full)) + 12
     pixels = (size - head_length) // 2
     frames = math.ceil(pixels / _FRAME_EDGE**2) if several else 1
     columns = _FRAME_EDGE if several else math.isqrt(pixels)
     rows = pixels // (columns * frames)
     pixel_bytes = 2 * rows * columns * frames
-    head = _head(sop_class_uid, rows, columns, frames)
+    head = _head(sop_class_uid, rows, columns, frames, full)
     head += struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, pixel_bytes)
 
     limit = min(max_pdu, LARGEST_PDU) if max_pdu else LARGEST_PDU

@@ -92,9 +92,14 @@ def _dcmtk(*options: str) -> Callable[[Place], list[str]]:
     return command
 
 
-def _storescp(place: Place) -> list[str]:
-    arguments = ["--pidfile=", "-n", "storescp", "--listen", f"tcp:{place.port}:interface=127.0.0.1"]
-    return [_beside_python("twistd"), *arguments, "--storage-dir", str(place.storage)]
+def _storescp(*options: str) -> Callable[[Place], list[str]]:
+    def command(place: Place) -> list[str]:
+        arguments = ["--pidfile=", "-n", "storescp", "--listen", f"tcp:{place.port}:interface=127.0.0.1"]
+        # Others have no limit to the associations, but the memory.
+        arguments += ["--storage-dir", str(place.storage), "--max-assoc", "1024", *options]
+        return [_beside_python("twistd"), *arguments]
+
+    return command
 
 
 def _pynetdicom(place: Place) -> list[str]:
@@ -128,6 +133,12 @@ def _orthanc(*, sync: bool) -> Callable[[Place], list[str]]:
             "HttpServerEnabled": False,
             "SyncStorageArea": sync,
             "Plugins": [],
+            # What its documentation offers for speed: the longest PDUs that it knows, no MD5 of every file,
+            # a thread for every association, no copies kept in memory.
+            "MaximumPduLength": 131072,
+            "StoreMD5ForAttachments": False,
+            "DicomThreadsCount": 16,
+            "MaximumStorageCacheSize": 0,
         }
         configuration.write_text(json.dumps(settings))
         return [program, str(configuration)]
@@ -137,22 +148,23 @@ def _orthanc(*, sync: bool) -> Callable[[Place], list[str]]:
 
 _NODELAY = {"TCP_NODELAY": "1"}  # read by DCMTK, and by Orthanc, which is built on it
 
-STORESCP = Peer("storescp", "storescp", _storescp)
+STORESCP = Peer("storescp", "storescp", _storescp("--sync", "never"))  # most others do not sync either
 PEERS = (
     STORESCP,
+    Peer("storescp-sync", "storescp, synced", _storescp("--sync", "always")),
     Peer("dcmtk", "DCMTK", _dcmtk(), _NODELAY),
     Peer("dcmtk-128k", "DCMTK", _dcmtk("-pdu", "131072"), _NODELAY),
     Peer("pynetdicom", "pynetdicom", _pynetdicom),
     Peer("raw", "raw copy", _rawcopy()),
-    # Not measured unless asked for by name.
+    Peer("raw-sync", "raw copy, synced", _rawcopy("--sync")),
+    Peer("orthanc-sync", "Orthanc, synced", _orthanc(sync=True), _NODELAY),
+    # Measured by the sweeps, or when asked for by name.
+    Peer("storescp-flat", "storescp, flat", _storescp("--sync", "never", "--naming", "flat")),
     Peer("dcmtk-nagle", "DCMTK, Nagle", _dcmtk()),
     Peer("dcmtk-fork", "DCMTK --fork", _dcmtk("--fork"), _NODELAY),
     Peer("raw-1", "raw copy, 1 process", _rawcopy("--processes", "1")),
-    Peer("raw-sync", "raw copy, synced", _rawcopy("--sync")),
     Peer("orthanc", "Orthanc", _orthanc(sync=False), _NODELAY),
-    Peer("orthanc-sync", "Orthanc, synced", _orthanc(sync=True), _NODELAY),
 )
-USUAL = ("storescp", "dcmtk", "dcmtk-128k", "pynetdicom", "raw")
 
 
 def free_port() -> int:
@@ -165,6 +177,16 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+
+
+def environment(peer: Peer) -> dict[str, str]:
+    """The environment to start a peer in, in whatever directory."""
+    variables = {key: value for key, value in os.environ.items() if key != "TCP_NODELAY"}
+    variables |= peer.environment
+    # The interpreter's own project is importable although the server starts in another directory.
+    root = str(pathlib.Path(__file__).resolve().parent.parent)
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, (root, variables.get("PYTHONPATH"))))
+    return variables
 
 
 class Server:
@@ -213,11 +235,6 @@ class Server:
 
     def _start(self) -> None:
         command = self.peer.command(self.place)
-        environment = {key: value for key, value in os.environ.items() if key != "TCP_NODELAY"}
-        environment |= self.peer.environment
-        # The interpreter's own project is importable although the server starts in another directory.
-        root = str(pathlib.Path(__file__).resolve().parent.parent)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
         with open(self._directory / "output", "wb") as output:
             self._process = subprocess.Popen(
                 command,
@@ -225,7 +242,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=self.place.scratch,
-                env=environment,
+                env=environment(self.peer),
                 start_new_session=True,
             )
         if self.peer.cpus:

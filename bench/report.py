@@ -9,11 +9,21 @@ import platform
 import statistics
 from collections.abc import Sequence
 
+from bench.check import Check
 from bench.measure import GOALS, Result
-from bench.memory import MemoryResult
-from bench.peers import STORESCP
 
-_COLUMNS = ("", "", "objects/s", "MB/s", "CPU s/1000", "peak MiB", "p50 ms", "p99 ms", "storescp is")
+_COLUMNS = (
+    "",
+    "",
+    "objects/s",
+    "MB/s",
+    "CPU s/1000",
+    "peak MiB",
+    "p50 ms",
+    "p99 ms",
+    "p99.9 ms",
+    "storescp is",
+)
 
 
 def machine() -> str:
@@ -32,10 +42,11 @@ def machine() -> str:
 
 
 def blocks(results: Sequence[Result]) -> list[list[Result]]:
-    """The results of each storage and workload, with the best peer of each group, in order of their first."""
-    found: dict[tuple[str, str], dict[str, Result]] = {}
+    """The results of each comparison, storage and workload, the best peer of each group, in order of their first."""
+    found: dict[tuple[str, str, str], dict[str, Result]] = {}
     for result in results:
-        groups = found.setdefault((result.storage, result.workload.name), {})
+        key = result.comparison.name, result.storage, result.workload.name
+        groups = found.setdefault(key, {})
         other = groups.get(result.peer.group)
         if other is None or _rate(result) > _rate(other):
             groups[result.peer.group] = result
@@ -74,13 +85,17 @@ def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
     return lines
 
 
+def _ours(block: Sequence[Result]) -> Result | None:
+    return next((result for result in block if result.peer.name == result.comparison.ours), None)
+
+
 def table(results: Sequence[Result]) -> str:
     """The side-by-side table, a block of lines for each storage and workload."""
     rows: list[Sequence[str]] = [_COLUMNS]
     notes = [f"{r.peer.name}, {r.storage}, {r.workload.title}: {r.trouble}" for r in results if r.trouble]
     for block in blocks(results):
         rows.append(())
-        ours = next((result for result in block if result.peer.name == STORESCP.name), None)
+        ours = _ours(block)
         title = f"{block[0].workload.title}, {block[0].storage}"
         for result in block:
             median = result.median()
@@ -94,6 +109,7 @@ def table(results: Sequence[Result]) -> str:
                     _number(median.peak_mebibytes),
                     _number(median.p50),
                     _number(median.p99),
+                    _number(median.p999),
                 ]
             quotient = ratio(ours, result) if ours is not None and ours is not result else None
             rows.append((title, result.peer.group, *cells, f"{quotient:.2f} x" if quotient else ""))
@@ -101,48 +117,35 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join([*_aligned(rows, 2), "", *notes]).rstrip() + "\n"
 
 
-def goals(results: Sequence[Result]) -> list[tuple[str, float, float | None, bool]]:
-    """Each goal that was measured: its text, the least ratio, the ratio found, whether that is enough."""
+def goals(results: Sequence[Result]) -> list[Check]:
+    """Each goal that was measured."""
     found = []
     for block in blocks(results):
         by_group = {result.peer.group: result for result in block}
-        ours = by_group.get(STORESCP.group)
+        ours = _ours(block)
         for goal in GOALS:
             theirs = by_group.get(goal.group)
-            if ours is None or theirs is None or goal.workload != ours.workload.name:
+            if ours is None or theirs is None or ours.peer.name != goal.ours:
                 continue
-            quotient = ratio(ours, theirs)
-            text = f"{ours.workload.title}, {ours.storage}: storescp by {goal.group}"
-            found.append((text, goal.least, quotient, quotient is not None and quotient >= goal.least))
+            if ours.workload.name == goal.workload and ours.storage in goal.storages:
+                title = f"{ours.workload.title}, {ours.storage}: {ours.peer.group} by {goal.group}"
+                name = f"{goal.workload}, {ours.storage}, {goal.group}"
+                found.append(Check(name, title, ratio(ours, theirs), least=goal.least))
     return found
 
 
-def limits(results: Sequence[Result], memory: Sequence[MemoryResult]) -> str:
+def limits(checks: Sequence[Check]) -> str:
     """What was to be reached, and what was."""
-    rows: list[Sequence[str]] = []
-    for text, least, quotient, reached in goals(results):
-        value = "-" if quotient is None else f"{quotient:.2f}"
-        rows.append((text, "reached" if reached else "MISSED", value, f"at least {least:.2f}", ""))
-    for result in memory:
-        value = "-" if result.value is None else f"{result.value:.1f}"
-        rows.append(
-            (
-                result.title,
-                "reached" if result.ok else "MISSED",
-                value,
-                f"below {result.limit:.0f} MiB",
-                result.detail,
-            )
-        )
-    return "".join(line + "\n" for line in _aligned(rows, 2))
+    return "".join(line + "\n" for line in _aligned([check.cells() for check in checks], 2))
 
 
-def as_json(results: Sequence[Result], memory: Sequence[MemoryResult], conditions: str) -> dict[str, object]:
+def as_json(results: Sequence[Result], checks: Sequence[Check], conditions: str) -> dict[str, object]:
     """Everything measured, samples too; all DCMTK variants."""
     return {
         "conditions": conditions,
         "results": [
             {
+                "comparison": result.comparison.name,
                 "storage": result.storage,
                 "workload": result.workload.name,
                 "server": result.peer.name,
@@ -154,9 +157,5 @@ def as_json(results: Sequence[Result], memory: Sequence[MemoryResult], condition
             }
             for result in results
         ],
-        "goals": [
-            {"goal": text, "least": least, "ratio": quotient, "reached": reached}
-            for text, least, quotient, reached in goals(results)
-        ],
-        "memory": [dataclasses.asdict(result) | {"reached": result.ok} for result in memory],
+        "checks": [check.as_json() for check in checks],
     }

@@ -35,16 +35,18 @@ class Storage:
         return pathlib.Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.directory))
 
     def warm(self, size: int) -> None:
-        """Writes a file of ``size`` bytes, or half of what is free, and removes it.
+        """Writes a file of ``size`` bytes, or half of what is free, and removes it; what others wrote goes to the disk.
 
         Where a hypervisor takes back free memory, the first write to a page costs ten times the later ones;
-        without this, a server would pay for it or not depending on who ran before.
+        without this, a server would pay for it or not depending on who ran before. And whoever syncs would pay
+        for what is left of others.
         """
         size = min(size, shutil.disk_usage(self.directory).free // 2)
         block = bytes(_BLOCK)
         with tempfile.TemporaryFile(dir=self.directory, buffering=0) as file:
             for _ in range(size // _BLOCK):
                 file.write(block)
+        os.sync()
 
     def remove(self, path: pathlib.Path) -> None:
         """Removes a file or a directory that was made under ``directory``, or gives back its space."""

@@ -25,14 +25,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from bench import __main__ as bench_main
 from bench import loadgen, procfs
-from bench.measure import WORKLOADS, Result, Sample, Settings, available, measure
-from bench.memory import MemoryResult
+from bench.check import Check
+from bench.index import Rows, fill, measure_index, start_seconds
+from bench.measure import DURABLE, USUAL, Comparison, Result, Sample, Settings, available, measure
 from bench.objects import SMALLEST_SIZE, ObjectStream, object_template, series_length
 from bench.outcome import summary
 from bench.peers import PEERS, Peer, PeerFailed, Place, Server, free_port
 from bench.rawcopy import c_store_rsp
 from bench.report import as_json, goals, limits, table
 from bench.storage import Storage, spread
+from storescp.index import Index
 
 RUN = "12345678901234567890"
 OTHER_RUN = "98765432109876543210"
@@ -90,7 +92,7 @@ class ObjectsTests(SynchronousTestCase):
 
     def test_readable(self) -> None:
         """At any size and maximum PDU length the data set is whole, and its pixel data fits its image attributes."""
-        for size in (SMALLEST_SIZE, 8 * 1024, 100_001, 512 * 1024, 5 * 1024**2):
+        for size in (SMALLEST_SIZE, 4 * 1024, 8 * 1024, 100_001, 512 * 1024, 5 * 1024**2):
             for max_pdu in (0, 4096, 16384, 16382, 131072, 2**32 - 1):
                 (sent,) = sent_objects(size, max_pdu, 1)
                 ds = pydicom.dcmread(io.BytesIO(sent.data_set), force=True)
@@ -98,7 +100,7 @@ class ObjectsTests(SynchronousTestCase):
                 self.assertEqual(len(ds.PixelData), 2 * pixels)
                 self.assertTrue(0.98 * size <= len(sent.data_set) <= size, (size, len(sent.data_set)))
                 self.assertEqual(len(sent.data_set), object_template(size, max_pdu).size)
-                self.assertGreater(len(ds), 70)
+                self.assertGreater(len(ds), 70 if size >= 4 * 1024 else 16)
                 self.assertTrue(sent.longest <= (max_pdu or 256 * 1024), (max_pdu, sent.longest))
                 self.assertEqual(sent.command[0x0002].rstrip(b"\0").decode(), ds.SOPClassUID)
 
@@ -300,6 +302,18 @@ class ServersTests(SynchronousTestCase):
                 self.assertEqual(stored, self.expected(load, 0))
                 server.remove_objects()
 
+    def test_associations_only(self) -> None:
+        """With a size of 0, associations are made and released, and counted."""
+        for name in ("raw", "dcmtk"):
+            server = self.start(BY_NAME[name])
+            outcome = loadgen.run(
+                self.load(server, associations=2, objects=10, size=0, association_per_object=True)
+            )
+            self.assertTrue(outcome.ok, outcome.failures)
+            self.assertEqual((outcome.objects, outcome.object_bytes), (20, 0))
+            self.assertEqual((len(outcome.association_times), len(outcome.response_times)), (20, 20))
+            self.assertEqual(list(server.place.storage.iterdir()), [])
+
     def test_pynetdicom(self) -> None:
         """pynetdicom's application takes the objects, too: one each in an association of its own."""
         server = self.start(BY_NAME["pynetdicom"])
@@ -391,16 +405,11 @@ class ServersTests(SynchronousTestCase):
 
     def test_measured(self) -> None:
         """A measurement has a sample for each round, and leaves nothing behind."""
-        plan = Settings(
-            storages=[self.storage],
-            workloads=[workload for workload in WORKLOADS if workload.name in ("8x8K", "each8K")],
-            peers=[BY_NAME["raw"]],
-            extra=[BY_NAME["dcmtk-nagle"]],
-            rounds=2,
-            seconds=0.01,
-        )
+        workloads = [workload for workload in USUAL.workloads if workload.name in ("8x8K", "each8K")]
+        comparison = Comparison("some", "", ("raw", "dcmtk"), tuple(workloads), storages=("here",))
+        plan = Settings([self.storage], {"raw": BY_NAME["raw"]}, rounds=2, seconds=0.01)
         lines: list[str] = []
-        results = measure(plan, lines.append)
+        results = measure(comparison, plan, lines.append)
         self.assertEqual(len(lines), 2)
         self.assertEqual([(r.peer.name, len(r.samples), r.trouble) for r in results], [("raw", 2, "")] * 2)
         for result in results:
@@ -417,7 +426,7 @@ class ServersTests(SynchronousTestCase):
         file = self.directory / "results.json"
         printed = io.StringIO()
         arguments = (
-            "--rounds 1 --seconds 0.01 --storage disk --memory no --workload 1x8K --server raw".split()
+            "--rounds 1 --seconds 0.01 --storage disk --part usual --workload 1x8K --server raw".split()
         )
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
             code = bench_main.main([*arguments, "--disk", str(self.directory), "--json", str(file)])
@@ -425,6 +434,54 @@ class ServersTests(SynchronousTestCase):
         self.assertRegex(printed.getvalue(), r"1 x 8 KiB, disk +raw copy +[0-9,.]+ ")
         (result,) = json.loads(file.read_text())["results"]
         self.assertEqual((result["server"], result["workload"], len(result["samples"])), ("raw", "1x8K", 1))
+
+
+class IndexTests(SynchronousTestCase):
+    """The index when it is large."""
+
+    def setUp(self) -> None:
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = pathlib.Path(directory.name)
+        self.storage = Storage("here", self.directory)
+
+    def test_rows(self) -> None:
+        """Instances come from eight senders in turn, each with a UID of its own, some hundred in a series."""
+        found = Rows(seed=5).take(8000)
+        again = Rows(seed=5).take(8)
+        self.assertEqual([instance.path for instance in found[:8]], [instance.path for instance in again])
+        paths = [instance.path.split("/") for instance in found]
+        self.assertEqual(len({path[2] for path in paths}), 8000)
+        self.assertTrue(all(UID(uid.removesuffix(".dcm")).is_valid for path in paths for uid in path))
+        self.assertEqual(len({path[1] for path in paths[:8]}), 8)
+        self.assertEqual({path[1] for path in paths[:8]}, {path[1] for path in paths[8:16]})
+        self.assertTrue(70 <= len({path[1] for path in paths}) <= 120)
+        index = Index(str(self.directory / "index.db"))
+        self.addCleanup(index.close)
+        fill(index, Rows(seed=5), 8000)
+        totals = index.totals()
+        self.assertEqual((totals.instances, totals.series), (8000, len({path[1] for path in paths})))
+        self.assertEqual(totals.studies, totals.patients)
+
+    def test_measured(self) -> None:
+        """There is a ratio of the rates, and a time in which the real server started; nothing is left behind."""
+        lines: list[str] = []
+        checks = measure_index(BY_NAME["storescp"], [self.storage], 1, lines.append, many=2000)
+        self.assertEqual([check.name for check in checks], ["index, here", "start, here"])
+        self.assertEqual(len(lines), 2)
+        for check in checks:
+            assert check.value is not None
+            self.assertGreater(check.value, 0)
+            self.assertIn("2,000 instances", check.title)
+        self.assertEqual(list(self.directory.iterdir()), [])
+
+    def test_no_start(self) -> None:
+        """A server that does not start is reported with its last words."""
+        path = self.directory / "index.db"
+        path.write_bytes(b"no database" * 100)
+        with self.assertRaisesRegex(PeerFailed, "^storescp did not start: .*index"):
+            start_seconds(BY_NAME["storescp"], self.storage, path)
+        self.assertEqual([path.name for path in self.directory.iterdir()], ["index.db"])
 
 
 class StorageTests(SynchronousTestCase):
@@ -480,14 +537,14 @@ class PeersTests(SynchronousTestCase):
         """A missing peer is one line, and is not measured."""
         lines: list[str] = []
         self.patch(os, "environ", {"PATH": "/nonexistent"})
-        self.assertEqual(available([BY_NAME["dcmtk"], BY_NAME["raw"]], lines.append), [BY_NAME["raw"]])
+        self.assertEqual(available([BY_NAME["dcmtk"], BY_NAME["raw"]], lines.append), {"raw": BY_NAME["raw"]})
         self.assertEqual(lines, ["DCMTK's storescp is missing: apt-get install dcmtk"])
 
 
-def result(peer: str, *rates: float, workload: int = 0) -> Result:
-    """A Result on tmpfs with these rates."""
+def result(peer: str, *rates: float, comparison: Comparison = USUAL, storage: str = "tmpfs") -> Result:
+    """A Result of the first workload with these rates."""
     samples = [Sample(rate, rate / 2, 0.25, 40.0, 1.5, 2.5, 3.5, 0.3) for rate in rates]
-    return Result("tmpfs", WORKLOADS[workload], BY_NAME[peer], samples)
+    return Result(comparison, storage, comparison.workloads[0], BY_NAME[peer], samples)
 
 
 class ReportTests(SynchronousTestCase):
@@ -504,31 +561,55 @@ class ReportTests(SynchronousTestCase):
         results[-1].trouble = "it ended"
         lines = table(results).splitlines()
         self.assertEqual(
-            lines[2].split(), "1 x 512 KiB, tmpfs storescp 1,000 500 0.250 40.0 1.50 2.50".split()
+            lines[2].split(), "1 x 512 KiB, tmpfs storescp 1,000 500 0.250 40.0 1.50 2.50 3.50".split()
         )
         # The rounds gave 0.36, 0.5 and 1.5.
-        self.assertEqual(lines[3].split(), "DCMTK 2,000 1,000 0.250 40.0 1.50 2.50 0.50 x".split())
-        self.assertEqual(lines[4].split(), "pynetdicom - - - - - -".split())
+        self.assertEqual(lines[3].split(), "DCMTK 2,000 1,000 0.250 40.0 1.50 2.50 3.50 0.50 x".split())
+        self.assertEqual(lines[4].split(), "pynetdicom - - - - - - -".split())
         self.assertEqual(lines[-1], "pynetdicom, tmpfs, 1 x 512 KiB: it ended")
         self.assertEqual(len(lines), 7)
 
     def test_goals(self) -> None:
-        """Goals are judged by the ratio, memory by its limit; what could not be measured is missed."""
-        results = [result("storescp", 1000), result("dcmtk", 1100), result("pynetdicom", 200)]
-        self.assertEqual(
-            [(least, reached) for _, least, _, reached in goals(results)], [(0.8, True), (6.0, False)]
-        )
-        memory = [
-            MemoryResult("huge", "peak", 96.0, 95.9, ""),
-            MemoryResult("many", "peak", 96.0, 96.0, ""),
-            MemoryResult("many", "peak", 96.0, None, "it ended"),
+        """Goals are judged by the ratio, each in the comparison and on the storage that it is for."""
+
+        def some(
+            ours: str, *others: str, comparison: Comparison, storage: str
+        ) -> list[tuple[float | None, bool]]:
+            rates = (1000, 1100, 200, 900)
+            results = [
+                result(peer, rate, comparison=comparison, storage=storage)
+                for peer, rate in zip((ours, *others), rates, strict=False)
+            ]
+            return [(check.least, check.reached) for check in goals(results)]
+
+        usual = some("storescp", "dcmtk", "pynetdicom", comparison=USUAL, storage="tmpfs")
+        self.assertEqual(usual, [(0.8, True), (6.0, False)])
+        for storage, expected in (("disk", [(2.0, False), (0.6, True)]), ("tmpfs", [])):
+            durable = some(
+                "storescp-sync", "orthanc-sync", "raw-sync", "storescp", comparison=DURABLE, storage=storage
+            )
+            self.assertEqual(durable, expected)
+
+    def test_limits(self) -> None:
+        """A figure reaches its limit or misses it; what could not be measured is missed."""
+        checks = [
+            Check("huge", "peak", 95.9, below=96.0, unit="MiB"),
+            Check("many", "peak", 96.0, below=96.0, unit="MiB"),
+            Check("ratio", "rate", 0.9, least=0.9),
+            Check("ratio", "rate", 0.89, least=0.9, detail="slow"),
+            Check("ratio", "rate", None, least=0.9, detail="it ended"),
         ]
-        words = limits(results, memory).split()
         self.assertEqual(
-            [word for word in words if word in ("reached", "MISSED")],
-            "reached MISSED".split() * 2 + ["MISSED"],
+            [line.split() for line in limits(checks).splitlines()],
+            [
+                "peak reached 95.90 below 96 MiB".split(),
+                "peak MISSED 96.00 below 96 MiB".split(),
+                "rate reached 0.90 at least 0.9".split(),
+                "rate MISSED 0.89 at least 0.9 slow".split(),
+                "rate MISSED - at least 0.9 it ended".split(),
+            ],
         )
-        self.assertEqual(limits([], []), "")
+        self.assertEqual(limits([]), "")
 
     def test_json(self) -> None:
         """The JSON has every sample."""
