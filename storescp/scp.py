@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from twisted.logger import Logger
+from twisted.logger import LogEvent, Logger
 from zope.interface import implementer
 
 from storescp import dataset_head as tags
@@ -22,6 +22,7 @@ from storescp.interfaces import (
     Origin,
     Outcome,
 )
+from storescp.logs import info_emitter
 from storescp.pdu import Fragment
 from storescp.sop_classes import VERIFICATION
 from storescp.statistics import Statistics
@@ -161,12 +162,12 @@ class StorageSCP:
             statistics.bytes_stored += outcome.size
         else:
             statistics.instances_failed += 1
-        if self._association.can_send:
-            self._respond(context_id, command, outcome.status, outcome.comment)
-            if outcome.is_open:
+        self._respond(context_id, command, outcome.status, outcome.comment)
+        if outcome.is_open:
+            if self._association.can_send:
                 self._answered.append(outcome.path)
-        elif outcome.is_open:
-            self._store.unacknowledged(outcome.path)
+            else:
+                self._store.unacknowledged(outcome.path)
         self._log_store(outcome, began)
         if not self._outstanding:
             self._association.idle()
@@ -183,7 +184,7 @@ class StorageSCP:
     def _log_store(self, outcome: Outcome, began: float) -> None:
         head = outcome.head
         modality = (head and head.text(tags.MODALITY)) or "-"
-        fields: dict[str, object] = {
+        event: LogEvent = {
             "calling": self._association.calling_ae_title,
             "modality": modality[:16] if modality.isprintable() else "-",  # it must not forge log lines
             "size": outcome.size,
@@ -192,14 +193,17 @@ class StorageSCP:
         text = "C-STORE from {calling}: {modality} {size} bytes in {ms:.1f} ms"
         if head is not None and self._log_patient_data:
             text += " patient {patient!r} study {study!r}"
-            fields["patient"] = head.text(tags.PATIENT_ID) or ""
-            fields["study"] = head.text(tags.STUDY_INSTANCE_UID)  # not uid(): it may be what failed
+            event["patient"] = head.text(tags.PATIENT_ID) or ""
+            event["study"] = head.text(tags.STUDY_INSTANCE_UID)  # not uid(): it may be what failed
         if outcome.status is Status.SUCCESS:
-            self.log.info(text + " stored", **fields)
+            _info(self, text + " stored", event)
         else:
             self.log.warn(
                 text + " failed: {status:04X}H {comment}",
-                **fields,
+                **event,
                 status=outcome.status,
                 comment=outcome.comment,
             )
+
+
+_info = info_emitter(StorageSCP)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import pathlib
 import signal
+import time
 from collections.abc import Callable
 from typing import cast
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.task import Clock
-from twisted.logger import Logger, LogLevel
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
-from storescp.logs import DELAY, LineObserver, observer_for_twistd
+from storescp.logs import DELAY, LineObserver, info_emitter, observer_for_twistd
 
 
 class LineObserverTests(SynchronousTestCase):
@@ -83,6 +85,40 @@ class LineObserverTests(SynchronousTestCase):
         self.logger().info("{size:d} bytes", size="many")
         self.assertIn("many", self.out.getvalue())
         self.assertEqual(self.out.getvalue().count("\n"), 1)
+
+
+class InfoEmitterTests(SynchronousTestCase):
+    """info_emitter()."""
+
+    def test_same_event(self) -> None:
+        """Observers get what Logger.info would give them, in every field."""
+        events: list[LogEvent] = []
+
+        @implementer(ILogObserver)
+        def observer(event: LogEvent) -> None:
+            # trial's own observer adds fields for older ones
+            events.append({name: event[name] for name in event if name.startswith(("log_", "size"))})
+
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        talker = Talker()
+        before = time.time()
+        talker.log.info("{size} bytes", size=8)
+        info_emitter(Talker)(talker, "{size} bytes", {"size": 8})
+        expected, event = events
+        for one in events:
+            self.assertTrue(before <= one.pop("log_time") <= time.time())
+            self.assertEqual(repr(one.pop("log_logger")), "<Logger 'tests.test_logs.Talker'>")
+            one.pop("log_legacy", None)
+        self.assertEqual(event, expected)
+        self.assertEqual(sorted(event), ["log_format", "log_level", "log_namespace", "log_source", "size"])
+        self.assertIs(event["log_source"], talker)
+
+
+class Talker:
+    """Somebody with something to say."""
+
+    log = Logger()
 
 
 class TwistdTests(SynchronousTestCase):
