@@ -284,6 +284,18 @@ class PDUReader:
         """
         data, position = self._data, self._position
         left = len(data) - position
+        if left >= 12 and not self._pdu_left and not self._pdv_left:
+            # A P-DATA-TF of one PDV that is all there, as commands and small data sets are: what follows, in short.
+            kind, length, size, context_id, control = _PDATA_ONE_PDV.unpack_from(data, position)
+            if (
+                kind == 0x04
+                and 2 <= size == length - 4 <= left - 10
+                and (length <= self._maximum_length or not self._maximum_length)
+            ):
+                self._position = end = position + 6 + length
+                return Fragment(
+                    context_id, control & 1 == 1, control & 2 == 2, self._view[position + 12 : end]
+                )
         while True:
             if self._pdv_left:
                 if not left:

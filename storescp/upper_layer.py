@@ -93,6 +93,7 @@ class Action(enum.Enum):
 
 
 _A = Action
+_DATA_TRANSFER = State.DATA_TRANSFER
 
 
 def _row(cells: str) -> dict[State, tuple[Action, State]]:
@@ -220,36 +221,6 @@ class UpperLayer:
         self._requestor = False
         self._peer_maximum_length = 0
         self._out: list[bytes] = []
-        self._actions: dict[Action, Callable[[_Subject], Indication | State | None]] = {
-            _A.AE_1: self._nothing,
-            _A.AE_2: self._send_request,
-            _A.AE_3: self._confirm_associate,
-            _A.AE_4: self._confirm_reject,
-            _A.AE_5: self._start_artim,
-            _A.AE_6: self._indicate_associate,
-            _A.AE_7: self._send,
-            _A.AE_8: self._send_and_start_artim,
-            _A.DT_1: self._send,
-            _A.DT_2: self._indicate_data,
-            _A.AR_1: self._send,
-            _A.AR_2: self._indicate_release,
-            _A.AR_3: self._confirm_release,
-            _A.AR_4: self._send_and_start_artim,
-            _A.AR_5: self._stop_artim,
-            _A.AR_6: self._indicate_data,
-            _A.AR_7: self._send,
-            _A.AR_8: self._indicate_collision,
-            _A.AR_9: self._send,
-            _A.AR_10: self._confirm_collision,
-            _A.AA_1: self._abort,
-            _A.AA_2: self._close,
-            _A.AA_3: self._indicate_abort,
-            _A.AA_4: self._indicate_loss,
-            _A.AA_5: self._stop_artim,
-            _A.AA_6: self._nothing,
-            _A.AA_7: self._abort_again,
-            _A.AA_8: self._abort_and_indicate,
-        }
 
     # -- the transport's side --
 
@@ -272,8 +243,8 @@ class UpperLayer:
                 return self._handle(Input.INVALID_PDU, violation)
             if item is None:
                 return None
-            if type(item) is Fragment and self.state is State.DATA_TRANSFER:
-                return item  # DT-2, the one row that runs thousands of times
+            if type(item) is Fragment and self.state is _DATA_TRANSFER:
+                return item  # DT-2: this and DT-1 are what nearly all the traffic is
             indication = self._handle(_PDU_INPUT[type(item)], item)
             if indication is not None:
                 return indication
@@ -323,7 +294,10 @@ class UpperLayer:
         encoded = pdu.encode_p_data(
             presentation_context_id, is_command, data, self._peer_maximum_length, is_last=is_last
         )
-        self._handle(Input.P_DATA_REQUEST, encoded)
+        if self.state is _DATA_TRANSFER:
+            self._out.append(encoded)  # DT-1
+        else:
+            self._handle(Input.P_DATA_REQUEST, encoded)
 
     def release(self) -> None:
         """Ask for release (E11)."""
@@ -354,7 +328,7 @@ class UpperLayer:
         if cell is None:
             raise RuntimeError(f"{event.name} cannot happen in Sta{self.state} {self.state.name}")
         action, following = cell
-        outcome = self._actions[action](subject)
+        outcome = _ACTIONS[action](self, subject)
         if isinstance(outcome, State):
             following, outcome = outcome, None
         elif action is _A.AR_8 and not self._requestor:
@@ -472,6 +446,38 @@ class UpperLayer:
     def _indicate_loss(self, subject: _Subject) -> Indication:
         """AA-4."""
         return AbortIndication(2, 0, True, "the connection was lost")
+
+
+_ACTIONS: dict[Action, Callable[[UpperLayer, _Subject], Indication | State | None]] = {
+    _A.AE_1: UpperLayer._nothing,
+    _A.AE_2: UpperLayer._send_request,
+    _A.AE_3: UpperLayer._confirm_associate,
+    _A.AE_4: UpperLayer._confirm_reject,
+    _A.AE_5: UpperLayer._start_artim,
+    _A.AE_6: UpperLayer._indicate_associate,
+    _A.AE_7: UpperLayer._send,
+    _A.AE_8: UpperLayer._send_and_start_artim,
+    _A.DT_1: UpperLayer._send,
+    _A.DT_2: UpperLayer._indicate_data,
+    _A.AR_1: UpperLayer._send,
+    _A.AR_2: UpperLayer._indicate_release,
+    _A.AR_3: UpperLayer._confirm_release,
+    _A.AR_4: UpperLayer._send_and_start_artim,
+    _A.AR_5: UpperLayer._stop_artim,
+    _A.AR_6: UpperLayer._indicate_data,
+    _A.AR_7: UpperLayer._send,
+    _A.AR_8: UpperLayer._indicate_collision,
+    _A.AR_9: UpperLayer._send,
+    _A.AR_10: UpperLayer._confirm_collision,
+    _A.AA_1: UpperLayer._abort,
+    _A.AA_2: UpperLayer._close,
+    _A.AA_3: UpperLayer._indicate_abort,
+    _A.AA_4: UpperLayer._indicate_loss,
+    _A.AA_5: UpperLayer._stop_artim,
+    _A.AA_6: UpperLayer._nothing,
+    _A.AA_7: UpperLayer._abort_again,
+    _A.AA_8: UpperLayer._abort_and_indicate,
+}
 
 
 def _violation(subject: _Subject) -> pdu.ProtocolViolation:
