@@ -121,6 +121,7 @@ class AssociationProtocol(Protocol):
             self.transport.setTcpKeepAlive(True)
             # Senders that write a PDU in two pieces with Nagle's algorithm on (DCMTK, Orthanc) wait with the
             # second one for our ACK, which the kernel delays by 40 ms unless it is told not to, again and again.
+            # That costs a packet: no need where a response will take the ACK along.
             self._acknowledge = partial(handle.setsockopt, socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         self.transport.registerProducer(self, True)
         self.parent.opened(self)
@@ -132,6 +133,7 @@ class AssociationProtocol(Protocol):
         self.parent.statistics.bytes_received += len(data)
         upper_layer = self._upper_layer
         upper_layer.receive_data(data)
+        more_to_come = True
         while (indication := upper_layer.next_event()) is not None:
             if type(indication) is not Fragment:
                 self._indication(indication)
@@ -142,8 +144,9 @@ class AssociationProtocol(Protocol):
             except ProtocolViolation as violation:
                 self._abort(violation.source, violation.reason, str(violation))
                 return
+            more_to_come = indication.is_command or not indication.is_last
         self._flush()
-        if self._acknowledge is not None:
+        if more_to_come and self._acknowledge is not None:
             self._acknowledge()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

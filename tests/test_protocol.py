@@ -350,6 +350,22 @@ class FlowTests(SynchronousTestCase):
         self.assertTrue(peer.transport.is_reading)
 
 
+class AcknowledgeTests(SynchronousTestCase):
+    """When the peer's kernel is told at once that its bytes have arrived."""
+
+    def test_only_where_it_may_wait(self) -> None:
+        """Within a message the peer may wait for an ACK before it writes on; a response takes the ACK along."""
+        peer = World().associated()
+        acknowledged: list[None] = []
+        self.patch(peer.protocol, "_acknowledge", lambda: acknowledged.append(None))
+        whole = p_data(3, True, dimse.encode_command(c_store("1.2.3"))) + p_data(3, False, bytes(1000), 500)
+        counts = []
+        for data in (whole[:6], whole[6:200], whole[200:-100], whole[-100:], whole):
+            peer.say(data)
+            counts.append(len(acknowledged))
+        self.assertEqual(counts, [1, 2, 3, 3, 3])
+
+
 class StrangerTests(SynchronousTestCase):
     """What connects and is no DICOM peer costs next to nothing, and no log line."""
 
