@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar, NamedTuple, TypeAlias
 
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"
@@ -239,7 +240,7 @@ def decode(data: bytes) -> PDU:
     if length != len(body):
         raise InvalidPDU(f"PDU type {kind:02X}H claims {length} bytes, it has {len(body)}")
     if kind in (0x01, 0x02):
-        return _decode_associate(kind, body)
+        return _known_associate(kind, body) if length <= _KNOWN_LENGTH else _decode_associate(kind, body)
     if kind not in (0x03, 0x05, 0x06, 0x07):
         raise UnrecognizedPDU(f"PDU type {kind:02X}H")
     if len(body) < 4:
@@ -416,6 +417,11 @@ def _decode_associate(kind: int, body: bytes) -> AAssociateRQ | AAssociateAC:
     if kind == 0x01:
         return AAssociateRQ(*titles, tuple(proposed), user_information, application_context_name, version)
     return AAssociateAC(*titles, tuple(results), user_information, application_context_name, version)
+
+
+#: Who associates for every image says the same each time. PDUs up to this length are remembered: a few MiB in all.
+_KNOWN_LENGTH = 8192
+_known_associate = lru_cache(maxsize=128)(_decode_associate)
 
 
 def _context_head(value: bytes) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from storescp.interfaces import IAssociation, IAssociationUser
+from storescp.logs import info_emitter
 from storescp.negotiation import (
     LOCAL_LIMIT_EXCEEDED,
     REJECT_REASONS,
@@ -268,22 +269,28 @@ class AssociationProtocol(Protocol):
         self._began = self._clock.seconds()
         self.parent.associated(self)
         self._watch_idleness(self.parent.limits.timeout)
-        self.log.info(
+        _info(
+            self,
             "association accepted: {calling} at {address} to {called}, {accepted} of {proposed} contexts",
-            **names,
-            accepted=len(self.contexts),
-            proposed=len(request.presentation_contexts),
+            {
+                **names,
+                "accepted": len(self.contexts),
+                "proposed": len(request.presentation_contexts),
+            },
         )
 
     def _release(self) -> None:
         self._releasing = False
         self._upper_layer.release_response()
         self.parent.statistics.released += 1
-        self.log.info(
+        _info(
+            self,
             "association released: {calling} at {address} after {seconds:.3f} s",
-            calling=self.calling_ae_title,
-            address=self.address,
-            seconds=self._clock.seconds() - self._began,
+            {
+                "calling": self.calling_ae_title,
+                "address": self.address,
+                "seconds": self._clock.seconds() - self._began,
+            },
         )
         self._end_association(released=True)
         self._flush()
@@ -396,6 +403,9 @@ class AssociationProtocol(Protocol):
     def _cut(self) -> None:
         if self.transport is not None:
             self.transport.abortConnection()
+
+
+_info = info_emitter(AssociationProtocol)
 
 
 class AssociationFactory(Factory):
