@@ -5,7 +5,8 @@ that are wanted. Nothing is kept but those. Elements stand in ascending order of
 reader stops at the last wanted one, long before the pixels.
 
 Every instance passes through here: hence whole headers unpacked at once, tags and VRs as integers, and one
-short loop for what nearly all elements are.
+short loop for what nearly all elements are. The headers of one series hardly differ: runs of elements that were
+walked over before are recognised by one comparison of all their headers (:mod:`storescp.element_runs`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import re
 import struct
 import zlib
 from functools import lru_cache
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from pydicom.charset import CODES_TO_ENCODINGS, STAND_ALONE_ENCODINGS, default_encoding, python_encoding
 
+from storescp.element_runs import Encoding
 from storescp.sop_classes import DEFLATED_TRANSFER_SYNTAXES
 
 SPECIFIC_CHARACTER_SET = 0x0008_0005
@@ -70,42 +72,12 @@ _BINARY = frozenset({ROWS, COLUMNS})
 _UNDEFINED = 0xFFFF_FFFF
 _DELIMITERS, _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE, 0xE000, 0xE00D, 0xE0DD
 
-# PS3.5 §7.1.2: these VRs have a length of 16 bits, all others and those to come one of 32.
-_SHORT = "AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
-
-
-class _Encoding(NamedTuple):
-    """One of the encodings of PS3.5 §7.1. VRs are read as a 16-bit integer in its byte order."""
-
-    big_endian: bool
-    explicit: bool
-    header: struct.Struct  # group, element, VR, 16-bit length
-    length: struct.Struct  # 32-bit length
-    item: struct.Struct  # group, element, 32-bit length: items, and elements of implicit VR
-    short: frozenset[int]
-    un: int
-
-
-def _encoding(*, big_endian: bool = False, explicit: bool = True) -> _Encoding:
-    order = ">" if big_endian else "<"
-    code = struct.Struct(order + "H")
-    return _Encoding(
-        big_endian,
-        explicit,
-        struct.Struct(order + "HHHH"),
-        struct.Struct(order + "I"),
-        struct.Struct(order + "HHI"),
-        frozenset(code.unpack(vr.encode())[0] for vr in _SHORT),
-        code.unpack(b"UN")[0],
-    )
-
-
-_EXPLICIT = _encoding()
-_IMPLICIT = _encoding(explicit=False)
+_EXPLICIT = Encoding.of(WANTED, MAX_VALUE)
+_IMPLICIT = Encoding.of(WANTED, MAX_VALUE, explicit=False)
 _ENCODINGS = {
     "1.2.840.10008.1.2": _IMPLICIT,
     "1.2.840.10008.1.20": _IMPLICIT,  # Papyrus 3, retired
-    "1.2.840.10008.1.2.2": _encoding(big_endian=True),
+    "1.2.840.10008.1.2.2": Encoding.of(WANTED, MAX_VALUE, big_endian=True),
 }
 
 
@@ -249,6 +221,7 @@ class HeadReader:
                 self._begin(piece)
             end = self._walk_explicit(piece) if self._encoding.explicit else self._walk_implicit(piece)
             if self._complete:
+                self._encoding.earn()
                 return True
             self._offset += min(end, len(piece))
             self._rest = piece[end:]
@@ -262,9 +235,16 @@ class HeadReader:
         if self._depth:
             return pos
         raw, size = self._raw, len(data)
-        unpack, short, wanted, last = self._encoding.header.unpack_from, self._encoding.short, WANTED, _LAST
+        encoding, new = self._encoding, pos  # from new on no run was known
+        runs = encoding.runs if encoding.patience > 0 else {}
+        unpack, short, wanted, last = encoding.header.unpack_from, encoding.short, WANTED, _LAST
         try:
             while True:
+                run = runs.get(data[pos : pos + 8])
+                if run is not None and (end := encoding.recognise(run, data, pos, raw)) > pos:
+                    encoding.learn(data, new, pos)
+                    new = pos = end
+                    continue
                 group, element, vr, length = unpack(data, pos)
                 tag = group << 16 | element
                 if vr in short:
@@ -274,13 +254,14 @@ class HeadReader:
                 else:
                     if not _is_vr(vr):
                         self._fail(tag, pos, "has no VR")
-                    (length,) = self._encoding.length.unpack_from(data, pos + 8)
+                    (length,) = encoding.length.unpack_from(data, pos + 8)
                     value = pos + 12
                     if length == _UNDEFINED:
+                        encoding.learn(data, new, pos)
                         self._depth = 1
                         # PS3.5 §6.2.2: what is in a UN of undefined length is implicit VR little endian
-                        self._implicit_depth = 1 if vr == self._encoding.un else 0
-                        pos = self._walk_sequence(data, value)
+                        self._implicit_depth = 1 if vr == encoding.un else 0
+                        new = pos = self._walk_sequence(data, value)
                         if self._depth:
                             return pos
                         continue
@@ -301,6 +282,7 @@ class HeadReader:
                     pos = value + length
         except struct.error:
             return pos
+        encoding.learn(data, new, pos)
         self._complete = True
         return pos
 
@@ -309,16 +291,24 @@ class HeadReader:
         if self._depth:
             return pos
         raw, size = self._raw, len(data)
-        unpack, wanted, last = self._encoding.item.unpack_from, WANTED, _LAST
+        encoding, new = self._encoding, pos  # from new on no run was known
+        runs = encoding.runs if encoding.patience > 0 else {}
+        unpack, wanted, last = encoding.item.unpack_from, WANTED, _LAST
         try:
             while True:
+                run = runs.get(data[pos : pos + 8])
+                if run is not None and (end := encoding.recognise(run, data, pos, raw)) > pos:
+                    encoding.learn(data, new, pos)
+                    new = pos = end
+                    continue
                 group, element, length = unpack(data, pos)
                 tag = group << 16 | element
                 if tag > last:
                     break
                 if length == _UNDEFINED:
+                    encoding.learn(data, new, pos)
                     self._depth = self._implicit_depth = 1
-                    pos = self._walk_sequence(data, pos + 8)
+                    new = pos = self._walk_sequence(data, pos + 8)
                     if self._depth:
                         return pos
                 elif tag in wanted:
@@ -336,6 +326,7 @@ class HeadReader:
                     pos += 8 + length
         except struct.error:
             return pos
+        encoding.learn(data, new, pos)
         self._complete = True
         return pos
 

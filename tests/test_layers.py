@@ -14,7 +14,16 @@ from twisted.trial.unittest import SynchronousTestCase
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "storescp"
 
-PURE = ("pdu", "sop_classes", "dataset_head", "negotiation", "upper_layer", "dimse", "statistics")
+PURE = (
+    "pdu",
+    "sop_classes",
+    "element_runs",
+    "dataset_head",
+    "negotiation",
+    "upper_layer",
+    "dimse",
+    "statistics",
+)
 BLOCKING = (
     *("part10", "naming", "index_schema", "index", "stored_file", "config", "space"),
     *("journal", "lost_answers", "commit", "recovery", "archive", "scu"),
