@@ -6,7 +6,9 @@ messages mean is the business of the association's user (:mod:`storescp.scp`).
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -398,7 +400,17 @@ class AssociationProtocol(Protocol):
             self._closing = self._clock.callLater(CLOSE_TIMEOUT, self._cut)
             self.transport.unregisterProducer()  # else the transport waits for it before it closes
             self.transport.resumeProducing()  # TLS that is paused would not see the peer close
-            self.transport.loseConnection()
+            if self._is_unread():
+                # The peer had its time. Closed in order, the connection would live on in the kernel, for minutes.
+                self._cut()
+            else:
+                self.transport.loseConnection()
+
+    def _is_unread(self) -> bool:
+        """Whether the kernel has something that the peer's kernel does not take."""
+        assert self.transport is not None
+        handle = self.transport.getHandle()
+        return isinstance(handle, socket.socket) and any(fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)))
 
     def _cut(self) -> None:
         if self.transport is not None:
