@@ -66,7 +66,8 @@ class Committer:
         self._journal = journal
         self._lost = lost
         self._exclusive = exclusive or contextlib.nullcontext()
-        self._again: set[str] = set()  # lost ones that were sent again, and answered
+        self._again: set[str] = set()  # lost ones that were sent again, and answered,
+        self._found: set[str] = set()  # and those of them whose answer has arrived
         self._index_turn = threading.Lock()
         if index is not None and directory.sync:
             journal.settle_index = self._settle_index
@@ -115,7 +116,7 @@ class Committer:
 
     def judge(self, file: CompleteFile) -> None:
         """Decide on a *file* whose name is taken. Raises DuplicateInstance unless that is a success, and OSError."""
-        lost = self.duplicate is Duplicate.REJECT and file.path in self._lost
+        lost = self.duplicate is Duplicate.REJECT and file.path not in self._found and file.path in self._lost
         if self.duplicate is not Duplicate.IGNORE and not (
             (lost or self.duplicate is Duplicate.SAME) and self._is_same(file)
         ):
@@ -129,15 +130,19 @@ class Committer:
     def acknowledged(self, path: str) -> bool:
         """The sender of an instance that is open has its answer. False if :meth:`settle` has to know; never blocks."""
         self._journal.end(path)
-        return path not in self._again
+        if path not in self._again:
+            return True
+        self._again.discard(path)
+        self._found.add(path)
+        return False
 
     def settle(self, answers: Sequence[tuple[str, bool]]) -> None:
         """Remember of these paths whether their senders have their answers. By one thread at a time."""
         for path, arrived in answers:
             with contextlib.suppress(OSError):  # then the next start asks the journal
                 if arrived:
-                    self._again.discard(path)
                     self._lost.discard(path)
+                    self._found.discard(path)
                 else:
                     self._lost.add(path)
                     self._journal.end(path)

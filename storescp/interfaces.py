@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
@@ -28,7 +29,8 @@ class Outcome(NamedTuple):
 
     ``comment`` says why it failed, in words fit for the peer. ``size`` is the length of the data set in
     bytes, ``path`` where it lies under the storage directory; ``head`` is None when it could not be read.
-    ``is_open``: the store wants to be told whether the peer has its answer.
+    ``is_open``: the store wants to be told whether the peer has its answer. ``is_answered``: the answer has been
+    given by the thread that was asked to.
     """
 
     status: Status
@@ -37,6 +39,11 @@ class Outcome(NamedTuple):
     path: str
     head: Head | None
     is_open: bool = False
+    is_answered: bool = False
+
+
+Answer: TypeAlias = Callable[[Status, str], bool]
+"""Answers with a status and comment, from any thread; false if it cannot, and the reactor's thread has to."""
 
 
 class IFlow(Interface):
@@ -55,8 +62,12 @@ class IIncomingInstance(Interface):
     def write(data: memoryview) -> None:
         """Take the next piece of the data set. Nothing is copied; never blocks."""
 
-    def finish() -> Deferred[Outcome]:
-        """The data set is complete: fires when the instance is stored or has failed to be; no errback."""
+    def finish(answer: Answer | None = None) -> Deferred[Outcome]:
+        """The data set is complete: fires when the instance is stored or has failed to be; no errback.
+
+        *answer* may be called before, with what there is to say, by whatever thread knows it first. The result then
+        may take its time: who needs to know calls :meth:`IInstanceStore.collect`.
+        """
 
     def cancel() -> None:
         """The rest will not come: leave no trace."""
@@ -67,6 +78,9 @@ class IInstanceStore(Interface):
 
     def begin(origin: Origin, flow: IFlow) -> IIncomingInstance:
         """An instance begins."""
+
+    def collect() -> None:
+        """Have all results fire that are there."""
 
     def acknowledged(path: str) -> None:
         """The peer has the answer to the instance that was stored at *path*."""
@@ -87,6 +101,12 @@ class IAssociation(IFlow):
     address: str
     contexts: dict[int, AcceptedContext]
     can_send: bool
+
+    def send_from_thread(presentation_context_id: int, data: bytes) -> bool:
+        """Send an encoded command set now, from any thread; false if that is not possible, and nothing was sent."""
+
+    def sent_from_thread() -> None:
+        """So a command set was sent."""
 
     def send_command(presentation_context_id: int, data: bytes) -> None:
         """Send an encoded command set."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import socket
 import termios
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -108,6 +109,10 @@ class AssociationProtocol(Protocol):
         self._releasing = False
         self._connected = False
         self._socket: socket.socket | None = None
+        # A descriptor of our own, that no other thread can find closed, or reused, while it sends.
+        self._direct: socket.socket | None = None
+        self._sending = threading.Lock()
+        self._rest = b""  # of what another thread could not send to its end
         self._acknowledge: Callable[[], None] | None = None
 
     # -- IProtocol, IPushProducer: the transport's side --
@@ -159,6 +164,8 @@ class AssociationProtocol(Protocol):
             self._indication(indication)
         elif not self.calling_ae_title:
             self.log.debug("{address} closed without an association", address=self.address)
+        with self._sending:
+            self._stop_sending_directly()
         self._end_association()
         for timer in (self._artim, self._idle, self._closing, self._unread):
             if timer is not None and timer.active():
@@ -207,6 +214,26 @@ class AssociationProtocol(Protocol):
         self._last_heard = self._clock.seconds()
         self._flush()
 
+    def send_from_thread(self, presentation_context_id: int, data: bytes) -> bool:
+        encoded = self._upper_layer.encode_data(presentation_context_id, True, data)
+        with self._sending:
+            if self._direct is None:
+                return False
+            try:
+                sent = self._direct.send(encoded)
+            except OSError:
+                sent = 0  # full, or gone
+            if sent == len(encoded):
+                return True
+            self._stop_sending_directly()
+            self._rest = encoded[sent:] if sent else b""
+        return sent > 0
+
+    def sent_from_thread(self) -> None:
+        self._last_heard = self._clock.seconds()
+        if self._rest and self._connected:
+            self._write(b"")
+
     def idle(self) -> None:
         if self._releasing:
             self._release()
@@ -241,8 +268,9 @@ class AssociationProtocol(Protocol):
             case AssociateIndication(request):
                 self._associate(request)
             case ReleaseIndication():
+                busy = self._user is not None and self._user.busy  # which results may come in to tell
                 self._releasing = True
-                if self._user is None or not self._user.busy:
+                if not busy:
                     self._release()
             case AbortIndication():
                 self._aborted(indication)
@@ -268,6 +296,11 @@ class AssociationProtocol(Protocol):
         self.contexts = accepted_contexts(request, answer)
         self._upper_layer.accept(answer)
         self._user = self.parent.user_factory(self)
+        if self._socket is not None:
+            try:
+                self._direct = self._socket.dup()
+            except OSError:  # too many descriptors
+                pass
         self._began = self._clock.seconds()
         self.parent.associated(self)
         self._watch_idleness(self.parent.limits.timeout)
@@ -335,6 +368,9 @@ class AssociationProtocol(Protocol):
             return
         assert self.transport is not None
         data = self._upper_layer.data_to_send()
+        if self._direct is not None and not self._upper_layer.can_send_data:
+            with self._sending:
+                self._stop_sending_directly()
         if data:
             self._write(data)
         if self._upper_layer.artim_running is not (self._artim is not None):
@@ -345,16 +381,25 @@ class AssociationProtocol(Protocol):
     def _write(self, data: bytes) -> None:
         """Send *data*: now if the socket takes it, where the transport would wait for its next turn."""
         assert self.transport is not None
-        if self._socket is not None:
-            try:
-                sent = self._socket.send(data)
-            except OSError:
-                sent = 0  # full, or gone: the transport finds out which
-            if sent == len(data):
-                return
-            self._socket = None  # what the transport has to send must not be overtaken
-            data = data[sent:]
+        with self._sending:
+            if self._socket is not None and not self._rest:
+                try:
+                    sent = self._socket.send(data)
+                except OSError:
+                    sent = 0  # full, or gone: the transport finds out which
+                if sent == len(data):
+                    return
+                data = data[sent:]
+            # What the transport has to send must not be overtaken.
+            self._socket = None
+            self._stop_sending_directly()
+            data, self._rest = self._rest + data, b""
         self.transport.write(data)
+
+    def _stop_sending_directly(self) -> None:
+        direct, self._direct = self._direct, None
+        if direct is not None:
+            direct.close()
 
     def _set_artim(self) -> None:
         if self._artim is not None:

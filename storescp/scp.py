@@ -58,6 +58,8 @@ class StorageSCP:
     @property
     def busy(self) -> bool:
         """Whether instances are being stored that are not answered yet."""
+        if self._outstanding:
+            self._store.collect()
         return self._outstanding > 0
 
     def fragment_received(self, fragment: Fragment) -> None:
@@ -139,7 +141,13 @@ class StorageSCP:
             self._refuse(request, *self._refusal)
             return
         self._outstanding += 1
-        incoming.finish().addCallback(self._stored, request)
+        context_id, command, _ = request
+        send = self._association.send_from_thread
+
+        def answer(status: Status, comment: str) -> bool:
+            return send(context_id, encode_response(command, status, comment))
+
+        incoming.finish(answer).addCallback(self._stored, request)
 
     def _refuse(self, request: tuple[int, Command, float], status: Status, comment: str) -> None:
         context_id, command, _ = request
@@ -162,7 +170,10 @@ class StorageSCP:
             statistics.bytes_stored += outcome.size
         else:
             statistics.instances_failed += 1
-        self._respond(context_id, command, outcome.status, outcome.comment)
+        if outcome.is_answered:
+            self._association.sent_from_thread()
+        else:
+            self._respond(context_id, command, outcome.status, outcome.comment)
         if outcome.is_open:
             if self._association.can_send:
                 self._answered.append(outcome.path)

@@ -6,6 +6,7 @@ privileges, but for the ports, which may need them.
 
 from __future__ import annotations
 
+import resource
 import signal
 import time
 from collections.abc import Generator
@@ -108,6 +109,7 @@ class StoreSCPService(Service):
         if not self._ports:
             self.privilegedStartService()  # nobody needed privileges
         super().startService()  # type: ignore[no-untyped-call]
+        _raise_descriptor_limit()
         config = self.config
         try:
             self._archive = archive = Archive(config)
@@ -116,6 +118,7 @@ class StoreSCPService(Service):
         for recovered in archive.recovered:
             self._report(recovered)
         self._store = InstanceStore(
+            self._reactor,
             self._reactor,
             archive.directory,
             archive.committer,
@@ -241,6 +244,12 @@ class StoreSCPService(Service):
             self._reactor.stop()
         else:
             self.factory.abort_all()
+
+
+def _raise_descriptor_limit() -> None:
+    """Have as many descriptors as we may: an association takes three, and systems give 1024 to who does not ask."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _address(port: IListeningPort) -> str:

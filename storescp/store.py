@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -27,7 +27,7 @@ from storescp.commit import Committer, DuplicateInstance
 from storescp.dataset_head import Head, HeadError, HeadReader
 from storescp.dimse import Status
 from storescp.index import IndexUnavailable, ReceivedInstance
-from storescp.interfaces import IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
+from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
 from storescp.naming import Naming, UnsafeUID, relative_path
 from storescp.part10 import FileMeta, StorageDirectory, UnnamedFile
 from storescp.space import FreeSpace, LowSpace
@@ -60,6 +60,7 @@ class InstanceStore:
     def __init__(
         self,
         reactor: IReactorFromThreads,
+        clock: IReactorTime,
         directory: StorageDirectory,
         committer: Committer,
         *,
@@ -74,7 +75,10 @@ class InstanceStore:
         self.space = space
         self.digest = digest
         self.wall_clock = wall_clock
-        self.worker: Worker[IncomingInstance] = Worker(reactor, self._run, self._done, threads=threads)
+        self.worker: Worker[IncomingInstance] = Worker(
+            reactor, clock, self._run, self._done, can_wait=IncomingInstance.can_wait, threads=threads
+        )
+        self.collect = self.worker.collect
         self._judge = committer.judge
         # While the disk writes the content it may as well write the journal.
         self._begin: GroupCommit[str] = GroupCommit(
@@ -181,6 +185,7 @@ class InstanceStore:
                     self._judge(job)
             except Exception as error:  # noqa: BLE001 - whatever it is becomes this instance's status
                 job.error = error
+            job.reply()
             job.settle()
 
     # -- on the reactor's thread --
@@ -215,6 +220,7 @@ class IncomingInstance:
     """
 
     __slots__ = (
+        "_answer",
         "_cancelled",
         "_complete",
         "_finished",
@@ -233,6 +239,7 @@ class IncomingInstance:
         "file",
         "final",
         "head",
+        "is_answered",
         "is_open",
         "origin",
         "path",
@@ -268,6 +275,8 @@ class IncomingInstance:
         self.digest = hashlib.new(store.digest) if store.digest is not None else None
         self.exists = False
         self.is_open = False
+        self.is_answered = False
+        self._answer: Answer | None = None
 
     # -- on the reactor's thread --
 
@@ -284,8 +293,9 @@ class IncomingInstance:
         if self._held >= BATCH_BYTES and not self._running:
             self._submit()
 
-    def finish(self) -> Deferred[Outcome]:
+    def finish(self, answer: Answer | None = None) -> Deferred[Outcome]:
         """See IIncomingInstance."""
+        self._answer = answer
         self._complete = True
         if not self._running:
             self._submit()
@@ -333,7 +343,7 @@ class IncomingInstance:
         status, comment = Status.SUCCESS, ""
         if self.error is not None:
             status, comment = self._store.outcome_of(self.error)
-        return Outcome(status, comment, self._size, self.path, self.head, self.is_open)
+        return Outcome(status, comment, self._size, self.path, self.head, self.is_open, self.is_answered)
 
     # -- on a worker's thread --
 
@@ -370,6 +380,15 @@ class IncomingInstance:
         if self._store.directory.sync:
             assert self.file is not None
             self.file.sync()
+
+    def reply(self) -> None:
+        """It is stored: the sender need not wait until the reactor's thread has time for it."""
+        if self.error is None and self._answer is not None:
+            self.is_answered = self._answer(Status.SUCCESS, "")
+
+    def can_wait(self) -> bool:
+        """Whether nobody waits for the result: neither the sender nor, being small, a transport that was paused."""
+        return self.is_answered and self.chunk_held < BATCH_BYTES
 
     def row(self) -> ReceivedInstance:
         """What the index is to know."""

@@ -291,13 +291,19 @@ class UpperLayer:
         self, presentation_context_id: int, is_command: bool, data: bytes, *, is_last: bool = True
     ) -> None:
         """Send a command or data set (E9), cut to what the peer takes; unless *is_last*, more of it follows."""
-        encoded = pdu.encode_p_data(
-            presentation_context_id, is_command, data, self._peer_maximum_length, is_last=is_last
-        )
+        encoded = self.encode_data(presentation_context_id, is_command, data, is_last=is_last)
         if self.state is _DATA_TRANSFER:
             self._out.append(encoded)  # DT-1
         else:
             self._handle(Input.P_DATA_REQUEST, encoded)
+
+    def encode_data(
+        self, presentation_context_id: int, is_command: bool, data: bytes, *, is_last: bool = True
+    ) -> bytes:
+        """What :meth:`send_data` sends. It changes nothing here, so any thread may ask."""
+        return pdu.encode_p_data(
+            presentation_context_id, is_command, data, self._peer_maximum_length, is_last=is_last
+        )
 
     def release(self) -> None:
         """Ask for release (E11)."""

@@ -7,16 +7,21 @@ finished comes back by one call into the reactor.
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
 
 Job = TypeVar("Job")
+
+#: Seconds for which results may wait that nobody waits for.
+PATIENCE = 0.02
 
 
 class Worker(Generic[Job]):
@@ -24,24 +29,31 @@ class Worker(Generic[Job]):
 
     ``run`` is called on a thread with the jobs taken together (at most ``batch``) and returns those that
     are finished; the others it must give to :meth:`put_again` later. ``done`` is called on the reactor's
-    thread with each finished job. Neither may raise.
+    thread with each finished job. Neither may raise. Jobs for which ``can_wait`` wake nobody up: they are done
+    with the next ones that do, at the next :meth:`put`, when somebody asks, or after a moment.
     """
 
     def __init__(
         self,
         reactor: IReactorFromThreads,
+        clock: IReactorTime,
         run: Callable[[list[Job]], list[Job]],
         done: Callable[[Job], None],
         *,
+        can_wait: Callable[[Job], bool] = lambda job: False,
         threads: int,
         batch: int = 64,
     ) -> None:
         self.outstanding = 0
         self._reactor = reactor
+        self._clock = clock
         self._run = run
         self._done = done
+        self._can_wait = can_wait
+        self._later: IDelayedCall | None = None
+        self._woken = False
         self._batch = batch
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: WakingQueue[Job | None] = WakingQueue()
         self._finished: list[Job] = []
         self._lock = threading.Lock()
         self._drained: list[Deferred[None]] = []
@@ -51,6 +63,7 @@ class Worker(Generic[Job]):
         ]
 
     def start(self) -> None:
+        self._jobs.open()
         for thread in self._threads:
             thread.start()
 
@@ -58,6 +71,10 @@ class Worker(Generic[Job]):
         """Have *job* run. To be called on the reactor's thread."""
         self.outstanding += 1
         self._jobs.put(job)
+        if self._later is None:
+            self._later = self._clock.callLater(PATIENCE, self._look)
+        elif self._finished and not self._woken:
+            self.collect()
 
     def put_again(self, job: Job) -> None:
         """Run a job once more that was not finished. To be called from ``run``."""
@@ -78,6 +95,10 @@ class Worker(Generic[Job]):
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
+        self._jobs.close()
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
 
     def turn(self) -> bool:
         """Wait for a job, and run it with those that wait too; false once it is time to end.
@@ -89,7 +110,7 @@ class Worker(Generic[Job]):
             return False
         jobs = [job]
         # What a thread takes waits for all that it took: a fair share for each of them.
-        share = min(self._batch, 1 + self._jobs.qsize() // max(1, len(self._threads)))
+        share = min(self._batch, 1 + len(self._jobs) // max(1, len(self._threads)))
         try:
             while len(jobs) < share:
                 following = self._jobs.get_nowait()
@@ -97,24 +118,28 @@ class Worker(Generic[Job]):
                     self._jobs.put(None)
                     break
                 jobs.append(following)
-        except Empty:
+        except IndexError:
             pass
         finished = self._run(jobs)
         if finished:
             with self._lock:
-                first = not self._finished
                 self._finished += finished
-            if first:
-                self._reactor.callFromThread(self._deliver)
+                wake = not self._woken and not all(map(self._can_wait, finished))
+                if wake:
+                    self._woken = True
+            if wake:
+                self._reactor.callFromThread(self.collect)
         return True
 
     def _work(self) -> None:
         while self.turn():
             pass
 
-    def _deliver(self) -> None:
+    def collect(self) -> None:
+        """Have all jobs done that are finished. To be called on the reactor's thread."""
         with self._lock:
             finished, self._finished = self._finished, []
+            self._woken = False
         self.outstanding -= len(finished)
         for job in finished:
             self._done(job)
@@ -122,6 +147,61 @@ class Worker(Generic[Job]):
             drained, self._drained = self._drained, []
             for deferred in drained:
                 deferred.callback(None)
+
+    def _look(self) -> None:
+        self._later = None
+        self.collect()
+        if self.outstanding and self._later is None:
+            self._later = self._clock.callLater(PATIENCE, self._look)
+
+
+class WakingQueue(Generic[Job]):
+    """A queue whose consumers are woken by the kernel, outside the interpreter's lock.
+
+    queue.SimpleQueue wakes a thread while the lock is held: it then has to wait for that, and is woken again.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[Job] = deque()
+        self._idle: set[int] = set()
+        self._event = -1
+
+    def open(self) -> None:
+        """To be called before anybody waits."""
+        self._event = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def close(self) -> None:
+        """To be called when nobody waits any more."""
+        if self._event >= 0:
+            os.close(self._event)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: Job) -> None:
+        self._items.append(item)
+        if self._idle:
+            os.eventfd_write(self._event, 1)
+
+    def get_nowait(self) -> Job:
+        """Raises IndexError when there is nothing."""
+        return self._items.popleft()
+
+    def get(self) -> Job:
+        """Blocks until there is something."""
+        me = threading.get_ident()
+        while True:
+            try:
+                return self._items.popleft()
+            except IndexError:
+                pass
+            self._idle.add(me)
+            if not self._items:  # else it came before anybody knew that we wait
+                os.eventfd_read(self._event)
+            self._idle.discard(me)
+            # One event may stand for several items: somebody else has to take the others.
+            if len(self._items) > 1 and self._idle:
+                os.eventfd_write(self._event, 1)
 
 
 class _Group(Generic[Job]):
@@ -152,19 +232,25 @@ class GroupCommit(Generic[Job]):
 
     def add(self, items: list[Job]) -> None:
         """Blocks until *items* are committed."""
-        self.start(items)()
+        if self._thread is None and self._turn.acquire(blocking=False):
+            try:
+                self._commit(items)  # nobody else is at it: no need for a group
+            finally:
+                self._turn.release()
+            return
+        group, leading = self._join(items)
+        if leading:
+            self._lead(group)
+        self._finish(group)
 
     def start(self, items: list[Job]) -> Callable[[], None]:
         """Have *items* committed; what is returned must be called, and blocks until they are."""
-        with self._lock:
-            group = self._open
-            if leading := group is None:
-                group = self._open = _Group()
-            group.items += items
-        if leading and self._thread is not None:
+        if self._thread is None:
+            return partial(self.add, items)
+        group, leading = self._join(items)
+        if leading:
             self._groups.put(group)
-            leading = False
-        return partial(self._finish, group, leading)
+        return partial(self._finish, group)
 
     def stop(self) -> None:
         """End the thread in the background."""
@@ -187,10 +273,15 @@ class GroupCommit(Generic[Job]):
             finally:
                 group.ended.set()
 
-    def _finish(self, group: _Group[Job], leading: bool) -> None:
-        if leading:
-            self._lead(group)
-        else:
-            group.ended.wait()
+    def _join(self, items: list[Job]) -> tuple[_Group[Job], bool]:
+        with self._lock:
+            group = self._open
+            if leading := group is None:
+                group = self._open = _Group()
+            group.items += items
+        return group, leading
+
+    def _finish(self, group: _Group[Job]) -> None:
+        group.ended.wait()
         if group.error is not None:
             raise group.error

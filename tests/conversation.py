@@ -34,7 +34,7 @@ from zope.interface import implementer
 
 from storescp import dimse
 from storescp.dimse import Status
-from storescp.interfaces import IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
+from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
 from storescp.negotiation import Policy
 from storescp.pdu import (
     PDU,
@@ -215,6 +215,11 @@ class Conversation:
     def is_open(self) -> bool:
         """Whether the server has the connection still."""
         return self.transport.connected
+
+    def written(self) -> bytes:
+        """All that the server has ever sent by its transport."""
+        sent: bytes = self.transport.value()
+        return sent
 
     # -- what the peer does --
 
@@ -403,10 +408,16 @@ class MemoryStore:
     def __init__(self) -> None:
         self.instances: list[MemoryInstance] = []
         self.told: list[tuple[str, bool]] = []
+        self.results: list[Callable[[], None]] = []
 
     def begin(self, origin: Origin, flow: IFlow) -> IIncomingInstance:
         self.instances.append(MemoryInstance(origin, flow))
         return self.instances[-1]
+
+    def collect(self) -> None:
+        results, self.results = self.results, []
+        for result in results:
+            result()
 
     def acknowledged(self, path: str) -> None:
         self.told.append((path, True))
@@ -433,7 +444,8 @@ class MemoryInstance:
         self._held += len(data)
         self._flow.held(len(data))
 
-    def finish(self) -> Deferred[Outcome]:
+    def finish(self, answer: Answer | None = None) -> Deferred[Outcome]:
+        self.answer = answer
         self.finished = Deferred()
         return self.finished
 
@@ -446,11 +458,13 @@ class MemoryInstance:
         held, self._held = self._held, 0
         self._flow.released(held)
 
-    def end(self, status: Status = Status.SUCCESS, comment: str = "") -> None:
-        """The instance is stored, or has failed to be."""
+    def end(self, status: Status = Status.SUCCESS, comment: str = "", *, is_answered: bool = False) -> None:
+        """The instance is stored, or has failed to be; *is_answered* by another thread."""
         self.written()
         assert self.finished is not None
-        self.finished.callback(Outcome(status, comment, len(self.data), self.path, None, bool(self.path)))
+        self.finished.callback(
+            Outcome(status, comment, len(self.data), self.path, None, bool(self.path), is_answered)
+        )
 
 
 # -- encodings --

@@ -128,17 +128,21 @@ class OperatorTests(SynchronousTestCase):
         """Who sends the same again after the server's death gets through, and the next one is a duplicate again."""
         storage = temporary_directory(self) / "received"
         server = FaultServer(self, storage)
+        self.assertEqual(store(server.address, [("1.2.3.1", instance("1.2.3.1"))]), [0])
         scu = RawSCU(server.address)
         self.addCleanup(scu.socket.close)
         scu.associate()
-        self.assertEqual(scu.store("1.2.3.1", instance("1.2.3.1")), 0)
         self.assertEqual(scu.store("1.2.3.2", instance("1.2.3.2")), 0)
         server.kill()
         server.wait()
         server = FaultServer(self, storage)
-        sent = [("1.2.3.2", instance("1.2.3.2", pixels=b"\1\1")), *[("1.2.3.2", instance("1.2.3.2"))] * 2]
-        self.assertEqual(store(server.address, sent), [0x0111, 0, 0x0111])
-        self.assertEqual(store(server.address, [("1.2.3.1", instance("1.2.3.1"))]), [0x0111])
+        for uid, data, status in (
+            ("1.2.3.2", instance("1.2.3.2", pixels=b"\1\1"), 0x0111),
+            ("1.2.3.2", instance("1.2.3.2"), 0),
+            ("1.2.3.2", instance("1.2.3.2"), 0x0111),
+            ("1.2.3.1", instance("1.2.3.1"), 0x0111),
+        ):
+            self.assertEqual(store(server.address, [(uid, data)]), [status])
         server.stop()
 
     def test_row_lost(self) -> None:

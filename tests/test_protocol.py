@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -364,6 +365,97 @@ class AcknowledgeTests(SynchronousTestCase):
             peer.say(data)
             counts.append(len(acknowledged))
         self.assertEqual(counts, [1, 2, 3, 3, 3])
+
+
+class OtherThreadTests(SynchronousTestCase):
+    """Answers that another thread sends, over a descriptor of its own."""
+
+    def setUp(self) -> None:
+        self.world = World()
+        self.peer = self.world.associated()
+        self.protocol = self.peer.protocol
+        self.protocol._direct, self.wire = socket.socketpair()
+        self.wire.setblocking(False)
+        self.protocol._direct.setblocking(False)
+        self.addCleanup(self.wire.close)
+        self.peer.store(b"data", "1.2.3")
+        (self.instance,) = self.world.memory.instances
+        assert self.instance.answer is not None
+        self.answer = self.instance.answer
+
+    def received(self) -> bytes:
+        """What has come by the descriptor."""
+        try:
+            return self.wire.recv(1 << 20)
+        except BlockingIOError:
+            return b""
+
+    def test_answer(self) -> None:
+        """The answer is a response like any other, and the reactor's thread sends none."""
+        self.assertTrue(self.answer(dimse.Status.SUCCESS, ""))
+        sent = self.received()
+        self.instance.end(is_answered=True)
+        self.assertEqual(self.peer.heard(), [])
+        self.peer.store(b"data", "1.2.3")
+        self.world.memory.instances[-1].end()
+        self.protocol._write(b"")
+        self.assertEqual(self.peer.statuses(), [0])
+        self.assertEqual(sent[12:], dimse.encode_response(self.command(), 0))
+
+    def command(self) -> dimse.Command:
+        """The request that is answered."""
+        return dimse.decode_command(dimse.encode_command(c_store("1.2.3", 1)))
+
+    def test_is_a_sign_of_life(self) -> None:
+        """An association is not idle while its answers are sent."""
+        timeout = self.world.factory.limits.timeout
+        self.world.clock.advance(timeout - 1)
+        self.assertTrue(self.answer(dimse.Status.SUCCESS, ""))
+        self.instance.end(is_answered=True)
+        self.world.clock.advance(timeout - 1)
+        self.assertTrue(self.peer.is_open)
+        self.world.clock.advance(1)
+        self.assertEqual(self.peer.heard(), ABORTED_BY_USER)
+
+    def test_release_does_not_wait(self) -> None:
+        """A release asks for the results that nobody was in a hurry to hear of."""
+        self.assertTrue(self.answer(dimse.Status.SUCCESS, ""))
+        self.world.memory.results.append(lambda: self.instance.end(is_answered=True))
+        self.peer.release()
+        self.assertEqual(self.peer.heard(), RELEASED)
+
+    def test_not_after_the_end(self) -> None:
+        """After an abort, the peer's or ours, or the loss of the connection nothing is sent."""
+        ends: tuple[Callable[[], object], ...] = (
+            lambda: self.peer.say(AAbort(0, 0).encode()),
+            lambda: self.protocol.abort("a reason"),
+            lambda: self.peer.say(b"GET / HTTP/1.0"),
+            lambda: self.peer.drop(),
+        )
+        for end in ends:
+            end()
+            self.assertFalse(self.answer(dimse.Status.SUCCESS, ""))
+            self.assertEqual(self.received(), b"")
+            self.instance.end()
+            self.wire.close()
+            self.setUp()
+
+    def test_full(self) -> None:
+        """A peer that does not read leaves the answer, or the rest of it, to the transport, in order."""
+        while self.answer(dimse.Status.SUCCESS, ""):
+            if self.protocol._rest:
+                break
+        came = self.received()
+        while more := self.received():
+            came += more
+        self.assertIsNone(self.protocol._direct)
+        self.assertFalse(self.answer(dimse.Status.SUCCESS, ""))
+        before = len(self.peer.written())
+        self.protocol.sent_from_thread()
+        self.peer.turn()
+        size = len(dimse.encode_response(self.command(), 0)) + 12
+        rest = size - len(came) % size if len(came) % size else 0
+        self.assertEqual(len(self.peer.written()) - before, rest)
 
 
 class StrangerTests(SynchronousTestCase):

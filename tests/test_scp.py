@@ -11,7 +11,7 @@ from storescp import dataset_head as tags
 from storescp import dimse
 from storescp.dataset_head import Head
 from storescp.dimse import Status
-from storescp.interfaces import IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
+from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
 from storescp.pdu import AAbort, AReleaseRP
 from tests.conversation import (
     CT_IMAGE_STORAGE,
@@ -302,8 +302,11 @@ class OutcomeStore:
     def write(self, data: memoryview) -> None:
         pass
 
-    def finish(self) -> Deferred[Outcome]:
+    def finish(self, answer: Answer | None = None) -> Deferred[Outcome]:
         return succeed(self.outcome)
+
+    def collect(self) -> None:
+        pass
 
     def cancel(self) -> None:
         pass

@@ -14,7 +14,8 @@ from unittest import mock
 from pydicom import dcmread
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
@@ -109,6 +110,7 @@ class StoreTestCase(DirectoryTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.reactor = MemoryReactor()
+        self.clock = Clock()
         self.index = MemoryIndex()
         self.flow = MemoryFlow()
         self.journal = Journal(str(self.root / PRIVATE_DIRECTORY / "journal"), sync=self.directory.sync)
@@ -130,6 +132,7 @@ class StoreTestCase(DirectoryTestCase):
     def make_store(self, index: Index | None) -> InstanceStore:
         return InstanceStore(
             self.reactor,
+            self.clock,
             self.directory,
             Committer(self.directory, index, self.journal, self.lost, self.duplicate),
             naming=self.naming,
@@ -788,6 +791,7 @@ class ThreadTests(TestCase):
         self.addCleanup(journal.close)
         store = InstanceStore(
             IReactorFromThreads(reactor),
+            IReactorTime(reactor),
             self.directory,
             Committer(self.directory, self.index, journal, lost, duplicate),
             naming=Naming.HIERARCHICAL,

@@ -8,10 +8,11 @@ from queue import SimpleQueue
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from storescp.worker import GroupCommit, Worker
+from storescp.worker import PATIENCE, GroupCommit, Worker
 from tests.conversation import MemoryReactor
 
 
@@ -20,12 +21,22 @@ class WorkerTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = MemoryReactor()
+        self.clock = Clock()
+        self.patient: set[int] = set()
         self.batches: list[list[int]] = []
         self.done: list[int] = []
         self.unfinished: set[int] = set()
 
     def worker(self, batch: int = 64) -> Worker[int]:
-        return Worker(self.reactor, self.run_batch, self.done.append, threads=0, batch=batch)
+        return Worker(
+            self.reactor,
+            self.clock,
+            self.run_batch,
+            self.done.append,
+            can_wait=self.patient.__contains__,
+            threads=0,
+            batch=batch,
+        )
 
     def run_batch(self, jobs: list[int]) -> list[int]:
         self.batches.append(jobs)
@@ -54,6 +65,35 @@ class WorkerTests(SynchronousTestCase):
         self.reactor.turn()
         self.assertEqual(self.done, [0, 1, 2, 3])
 
+    def test_results_that_can_wait(self) -> None:
+        """They wake nobody: they are delivered with others, with the next job, on demand, or after a moment."""
+        worker = self.worker()
+        self.patient.update((0, 1, 2, 4))
+
+        def finished(job: int) -> bool:
+            """Whether the reactor is woken by the end of this job."""
+            worker.put(job)
+            worker.turn()
+            return bool(self.reactor.calls)
+
+        self.assertFalse(finished(0))
+        self.assertEqual(self.done, [])
+        self.assertFalse(finished(1))
+        self.assertEqual(self.done, [0])
+        worker.collect()
+        self.assertEqual(self.done, [0, 1])
+        self.assertFalse(finished(2))
+        self.assertTrue(finished(3))
+        self.reactor.turn()
+        self.assertEqual(self.done, [0, 1, 2, 3])
+        self.assertFalse(finished(4))
+        drained = worker.drained()
+        self.clock.advance(PATIENCE)
+        self.assertEqual(self.done, [0, 1, 2, 3, 4])
+        self.successResultOf(drained)
+        self.clock.advance(PATIENCE)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
     def test_put_again(self) -> None:
         """A job that was not finished is outstanding until it is, at another run."""
         worker = self.worker()
@@ -78,7 +118,7 @@ class WorkerTests(SynchronousTestCase):
         worker.put(0)
         worker._jobs.put(None)
         self.assertTrue(worker.turn())
-        self.assertEqual(worker._jobs.qsize(), 1)
+        self.assertEqual(len(worker._jobs), 1)
         self.assertFalse(worker.turn())
 
     def test_drained(self) -> None:
@@ -91,7 +131,7 @@ class WorkerTests(SynchronousTestCase):
             if more:
                 worker.put(more.pop())
 
-        worker = Worker(self.reactor, self.run_batch, done, threads=0)
+        worker = Worker(self.reactor, self.clock, self.run_batch, done, threads=0)
         worker.put(0)
         drained = [worker.drained(), worker.drained()]
         worker.turn()
@@ -109,7 +149,9 @@ class ThreadTests(TestCase):
     def start(
         self, run: Callable[[list[int]], list[int]], done: Callable[[int], None], threads: int
     ) -> Worker[int]:
-        worker = Worker(IReactorFromThreads(reactor), run, done, threads=threads, batch=1)
+        worker = Worker(
+            IReactorFromThreads(reactor), IReactorTime(reactor), run, done, threads=threads, batch=1
+        )
         worker.start()
         self.addCleanup(worker.stop)
         return worker
@@ -151,7 +193,12 @@ class ThreadTests(TestCase):
         """stop() ends all threads, even when one of them is given the ends of all."""
         for _ in range(20):
             worker: Worker[int] = Worker(
-                IReactorFromThreads(reactor), lambda jobs: jobs, lambda job: None, threads=4, batch=64
+                IReactorFromThreads(reactor),
+                IReactorTime(reactor),
+                lambda jobs: jobs,
+                lambda job: None,
+                threads=4,
+                batch=64,
             )
             worker.start()
             worker.stop()
