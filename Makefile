@@ -3,6 +3,7 @@
 # make test   installs what the tests need (system packages too, as root), then lint, types and tests
 # make bench  measures this server beside others; ARGS are its options
 # make torture  kills the server, cuts its power, fills its disk, for as long as ARGS="--seconds 600" says
+# make bench-plots  draws what make bench ARGS="--json docs/NAME.json" left in docs/, as SVG
 # make clean  removes what the above made, except the images received
 #
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise the first of 3.11 or newer is taken.
@@ -11,7 +12,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?=
 BIN := .venv/bin
 
-.PHONY: run test bench torture clean
+.PHONY: run test bench bench-plots torture clean
 
 run: ARGS ?= --port 11112
 run:
@@ -35,6 +36,9 @@ torture:
 	@tools/prepare peers
 	@tools/prepare venv test $(PYTHON)
 	$(BIN)/python -m tests.torture $(ARGS)
+bench-plots:
+	@tools/prepare venv test $(PYTHON)
+	$(BIN)/python -m bench.plots $(or $(ARGS),$(sort $(wildcard docs/*.json)))
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .ruff_cache _trial_temp*

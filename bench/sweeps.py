@@ -28,7 +28,8 @@ ASSOCIATE = Comparison(
 SCALING = Comparison(
     "scaling",
     "more and more associations at once",
-    ("storescp", "dcmtk", "dcmtk-fork", "orthanc", "raw"),
+    # DCMTK without --fork, and each process of the raw copy, serves one at a time: nothing to find out there.
+    ("storescp", "dcmtk-fork", "orthanc"),
     tuple(
         Workload(f"{number}x{name}", f"{number} x {title}", number, size, least=2)
         for name, title, size in (("8K", "8 KiB", 8 * _KIB), ("512K", "512 KiB", 512 * _KIB))
@@ -78,7 +79,7 @@ def measure_stored(settings: Settings, report: Report, steps: Sequence[int] = _S
         if storage.name in STORED.storages:
             with contextlib.ExitStack() as stack:
                 peers = [settings.peers[name] for name in STORED.peers if name in settings.peers]
-                servers = [_Filled(stack.enter_context(Server(peer, storage))) for peer in peers]
+                servers = [Filled(stack.enter_context(Server(peer, storage))) for peer in peers]
                 for step, workload in zip(steps, STORED.workloads, strict=False):
                     report(f"{STORED.name}, {storage.name}, {step:,} instances ...")
                     there = [
@@ -91,7 +92,7 @@ def measure_stored(settings: Settings, report: Report, steps: Sequence[int] = _S
     return results
 
 
-class _Filled:
+class Filled:
     """A server that keeps what it gets."""
 
     def __init__(self, server: Server) -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from xml.etree import ElementTree
 
 import pydicom
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ from pydicom.uid import UID
 from twisted.trial.unittest import SynchronousTestCase
 
 from bench import __main__ as bench_main
-from bench import loadgen, procfs
+from bench import loadgen, plots, procfs
 from bench.check import Check
 from bench.index import Rows, fill, measure_index, start_seconds
 from bench.measure import DURABLE, USUAL, Comparison, Result, Sample, Settings, available, measure
@@ -34,6 +35,7 @@ from bench.peers import PEERS, Peer, PeerFailed, Place, Server, free_port
 from bench.rawcopy import c_store_rsp
 from bench.report import as_json, goals, limits, table
 from bench.storage import Storage, spread
+from bench.sweeps import ASSOCIATE, STORED, Filled, measure_stored
 from storescp.index import Index
 
 RUN = "12345678901234567890"
@@ -420,6 +422,24 @@ class ServersTests(SynchronousTestCase):
             )
         self.assertEqual(list(self.directory.iterdir()), [])
 
+    def test_stored(self) -> None:
+        """What is measured with much stored already stays, and is sent to a server that has just that much."""
+        (workload, *_) = STORED.workloads
+        with Server(BY_NAME["dcmtk"], self.storage) as server:
+            filled = Filled(server)
+            measured = filled.up_to(40, workload)
+            self.assertEqual(len(list(server.place.storage.iterdir())), 40)
+            filled.play_round(measured)
+            self.assertEqual((measured.trouble, len(measured.samples)), ("", 1))
+            there = len(list(server.place.storage.iterdir()))
+            self.assertEqual(there, 40 + 8 * measured.objects)
+            filled.up_to(there, workload)
+            self.assertEqual(len(list(server.place.storage.iterdir())), there)
+        settings = Settings([Storage("disk", self.directory)], {"dcmtk": BY_NAME["dcmtk"]}, 1, 0.01)
+        results = measure_stored(settings, lambda line: None, steps=(8, 16))
+        self.assertEqual([(r.trouble, len(r.samples)) for r in results], [("", 1), ("", 1)])
+        self.assertEqual(list(self.directory.iterdir()), [])
+
     def test_benchmark(self) -> None:
         """``python -m bench`` prints the table and writes JSON."""
         self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
@@ -545,6 +565,71 @@ def result(peer: str, *rates: float, comparison: Comparison = USUAL, storage: st
     """A Result of the first workload with these rates."""
     samples = [Sample(rate, rate / 2, 0.25, 40.0, 1.5, 2.5, 3.5, 0.3) for rate in rates]
     return Result(comparison, storage, comparison.workloads[0], BY_NAME[peer], samples)
+
+
+class PlotsTests(SynchronousTestCase):
+    """From JSON to SVG."""
+
+    def setUp(self) -> None:
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = pathlib.Path(directory.name)
+
+    def run_json(self, name: str, *results: Result) -> pathlib.Path:
+        """A file as a run leaves it."""
+        file = self.directory / name
+        file.write_text(json.dumps(as_json(results, [], "here")))
+        return file
+
+    def plot(self, *files: pathlib.Path) -> tuple[int, str, str]:
+        """Exit code, and what was printed to stdout and stderr."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = plots.main([*map(str, files), "--into", str(self.directory / "docs")])
+        return code, out.getvalue(), err.getvalue()
+
+    def test_figures(self) -> None:
+        """There is a figure for what was measured, and for nothing else, with every server's name and rate in it."""
+        usual = self.run_json("usual.json", result("storescp", 1234), result("dcmtk", 2345), result("raw"))
+        more = self.run_json("more.json", result("storescp", 77, comparison=ASSOCIATE))
+        code, printed, complaints = self.plot(usual, more)
+        self.assertEqual((code, complaints), (0, ""))
+        names = [pathlib.Path(line).name for line in printed.splitlines()]
+        self.assertEqual(names, ["rates.svg", "associations.svg", "latency-tmpfs.svg"])
+        svg = (self.directory / "docs" / "rates.svg").read_text()
+        ElementTree.fromstring(svg)
+        for text in ("storescp", "DCMTK", " 1,234 ", " 2,345 ", "1 x 512 KiB"):
+            self.assertIn(text, svg)
+        self.assertNotIn("raw copy", svg)  # was not measured
+        self.plot(usual)
+        self.assertEqual((self.directory / "docs" / "rates.svg").read_text(), svg)
+
+    def test_read(self) -> None:
+        """The best server of a group counts, and the later run where the same was measured twice."""
+        first = self.run_json("1.json", result("dcmtk", 5), result("dcmtk-128k", 9), result("storescp", 8))
+        second = self.run_json("2.json", result("storescp", 6))
+        found = {point.group: point.objects_per_second for point in plots.read([first, second])}
+        self.assertEqual(found, {"DCMTK": 9, "storescp": 6})
+
+    def test_mistakes(self) -> None:
+        """A file that is missing, or no JSON of a run, is one line."""
+        other = self.directory / "other.json"
+        self.assertEqual(self.plot(other), (1, "", f"{other}: No such file or directory\n"))
+        for content in ("no JSON", "[]", '{"results": [{}]}'):
+            other.write_text(content)
+            code, _, complaint = self.plot(other)
+            self.assertEqual(
+                (code, complaint), (1, f"expected JSON that python -m bench --json wrote: {other}\n")
+            )
+
+    def test_no_matplotlib(self) -> None:
+        """Without matplotlib, one line says how to get it."""
+        program = "import sys; sys.modules['matplotlib'] = None; import bench.plots"
+        root = str(pathlib.Path(__file__).parent.parent)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=root)
+        self.assertEqual(
+            (done.returncode, done.stderr), (1, "matplotlib is missing: pip install 'storescp[bench]'\n")
+        )
 
 
 class ReportTests(SynchronousTestCase):
