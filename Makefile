@@ -21,6 +21,7 @@ run:
 
 test:
 	@tools/prepare peers
+	@tools/prepare venv plot $(PYTHON)
 	@tools/prepare venv test $(PYTHON)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -37,10 +38,10 @@ torture:
 	@tools/prepare venv test $(PYTHON)
 	$(BIN)/python -m tests.torture $(ARGS)
 bench-plots:
-	@tools/prepare venv test $(PYTHON)
-	$(BIN)/python -m bench.plots $(or $(ARGS),$(sort $(wildcard docs/*.json)))
+	@tools/prepare venv plot $(PYTHON)
+	.venv-plot/bin/python -m bench.plots $(or $(ARGS),$(sort $(wildcard docs/*.json)))
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .ruff_cache _trial_temp*
+	rm -rf .venv .venv-plot build dist *.egg-info .hypothesis .mypy_cache .ruff_cache _trial_temp*
 	rm -f twisted/plugins/dropin.cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

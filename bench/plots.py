@@ -82,6 +82,10 @@ def _ordered(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _plain(value: float, _: int) -> str:
+    return f"{value:,g}"
+
+
 def _panels(count: int, columns: int, width: float, height: float, title: str) -> tuple[Figure, list[Axes]]:
     """A figure of panels in rows; the last ones stay empty when they do not fill a row."""
     rows = -(-count // columns)
@@ -99,10 +103,11 @@ def bars(points: Points, title: str) -> Figure:
     """Rates: a panel for each workload, a bar for each server, a paler one for each storage but the first."""
     workloads = _ordered(point.title for point in points)
     storages = _ordered(point.storage for point in points)
-    groups = _ordered(point.group for point in points)
-    figure, axes = _panels(len(workloads), min(3, len(workloads)), 4.2, 0.5 + 0.42 * len(groups), title)
+    most = len({point.group for point in points})
+    figure, axes = _panels(len(workloads), min(3, len(workloads)), 4.2, 0.5 + 0.42 * most, title)
     height = 0.8 / len(storages)
     for axis, workload in zip(axes, workloads, strict=True):
+        groups = _ordered(point.group for point in points if point.title == workload)
         here = {(p.group, p.storage): p.objects_per_second for p in points if p.title == workload}
         for row, group in enumerate(groups):
             for number, storage in enumerate(storages):
@@ -116,6 +121,7 @@ def bars(points: Points, title: str) -> Figure:
         axis.set_yticks(range(len(groups)), groups, fontsize=8)
         axis.invert_yaxis()
         axis.margins(x=0.16)
+        axis.xaxis.set_major_formatter(_plain)
         axis.tick_params(axis="x", labelsize=7)
     pale = f"; the pale bars: {', '.join(storages[1:])}" if storages[1:] else ""
     figure.supxlabel(f"objects/s, {storages[0]}{pale}", fontsize=9)
@@ -152,7 +158,7 @@ def lines(
         ticks = sorted({x(point) for point in points})
         axis.set_xticks(ticks, [_short(tick) for tick in ticks], fontsize=8)
         axis.set_xticks([], minor=True)
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.yaxis.set_major_formatter(_plain)
         axis.tick_params(axis="y", labelsize=8)
         axis.set_title(column.title, fontsize=10)
         axis.set_xlabel(label, fontsize=9)
@@ -172,9 +178,10 @@ def _short(number: float) -> str:
 def ranges(points: Points, title: str) -> Figure:
     """Response times: a panel for each workload, for each server a line from p50 over p99 to p99.9."""
     workloads = _ordered(point.title for point in points)
-    groups = _ordered(point.group for point in points)
-    figure, axes = _panels(len(workloads), min(3, len(workloads)), 4.2, 0.6 + 0.32 * len(groups), title)
+    most = len({point.group for point in points})
+    figure, axes = _panels(len(workloads), min(3, len(workloads)), 4.2, 0.6 + 0.32 * most, title)
     for axis, workload in zip(axes, workloads, strict=True):
+        groups = _ordered(point.group for point in points if point.title == workload)
         for point in points:
             if point.title == workload:
                 row, colour = groups.index(point.group), _colour(point.group)
@@ -185,7 +192,7 @@ def ranges(points: Points, title: str) -> Figure:
         axis.set_yticks(range(len(groups)), groups, fontsize=8)
         axis.set_ylim(len(groups) - 0.5, -0.5)
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axis.xaxis.set_major_formatter(_plain)
         axis.tick_params(axis="x", labelsize=8)
         axis.grid(True, axis="x", which="major", color="#dddddd", linewidth=0.6)
     figure.supxlabel(
