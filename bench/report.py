@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 
 from bench.check import Check
-from bench.measure import GOALS, Result
+from bench.measure import Result
 
 _COLUMNS = (
     "",
@@ -123,11 +123,11 @@ def goals(results: Sequence[Result]) -> list[Check]:
     for block in blocks(results):
         by_group = {result.peer.group: result for result in block}
         ours = _ours(block)
-        for goal in GOALS:
+        for goal in block[0].comparison.goals:
             theirs = by_group.get(goal.group)
             if ours is None or theirs is None or ours.peer.name != goal.ours:
                 continue
-            if ours.workload.name == goal.workload and ours.storage in goal.storages:
+            if ours.workload.name == goal.workload:
                 title = f"{ours.workload.title}, {ours.storage}: {ours.peer.group} by {goal.group}"
                 name = f"{goal.workload}, {ours.storage}, {goal.group}"
                 found.append(Check(name, title, ratio(ours, theirs), least=goal.least))
