@@ -16,7 +16,9 @@ from typing import NamedTuple
 try:
     import matplotlib
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 except ImportError:
     sys.exit("matplotlib is missing: pip install 'storescp[bench]'")
 
@@ -86,8 +88,16 @@ def _plain(value: float, _: int) -> str:
     return f"{value:,g}"
 
 
-def _panels(count: int, columns: int, width: float, height: float, title: str) -> tuple[Figure, list[Axes]]:
-    """A figure of panels in rows; the last ones stay empty when they do not fill a row."""
+def _label(axis: Axis, values: Sequence[float]) -> None:
+    """Numbers in full at a logarithmic axis, more of them where the values span less than two decades."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 100 * min(values) else (1,)))
+    axis.set_major_formatter(_plain)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _panels(count: int, width: float, height: float, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure of panels in rows of three, or of two; the last ones stay empty when they do not fill a row."""
+    columns = 2 if count in (2, 4) else min(count, 3)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows + 0.4), layout="constrained")
     figure.suptitle(title)
@@ -99,12 +109,12 @@ def _panels(count: int, columns: int, width: float, height: float, title: str) -
     return figure, axes[:count]
 
 
-def bars(points: Points, title: str) -> Figure:
+def bars(points: Points, what: str, title: str) -> Figure:
     """Rates: a panel for each workload, a bar for each server, a paler one for each storage but the first."""
     workloads = _ordered(point.title for point in points)
     storages = _ordered(point.storage for point in points)
     most = len({point.group for point in points})
-    figure, axes = _panels(len(workloads), min(3, len(workloads)), 4.2, 0.5 + 0.42 * most, title)
+    figure, axes = _panels(len(workloads), 4.2, 0.5 + 0.42 * most, title)
     height = 0.8 / len(storages)
     for axis, workload in zip(axes, workloads, strict=True):
         groups = _ordered(point.group for point in points if point.title == workload)
@@ -124,7 +134,7 @@ def bars(points: Points, title: str) -> Figure:
         axis.xaxis.set_major_formatter(_plain)
         axis.tick_params(axis="x", labelsize=7)
     pale = f"; the pale bars: {', '.join(storages[1:])}" if storages[1:] else ""
-    figure.supxlabel(f"objects/s, {storages[0]}{pale}", fontsize=9)
+    figure.supxlabel(f"{what}, {storages[0]}{pale}", fontsize=9)
     return figure
 
 
@@ -133,7 +143,6 @@ class Column(NamedTuple):
 
     title: str
     value: Callable[[Point], float]
-    log: bool = True
 
 
 _RATE = Column("objects/s", lambda p: p.objects_per_second)
@@ -147,18 +156,18 @@ def lines(
     points: Points, columns: Sequence[Column], x: Callable[[Point], float], label: str, title: str
 ) -> Figure:
     """A panel for each column, a line for each server, over ``x`` on a logarithmic scale."""
-    figure, axes = _panels(len(columns), len(columns), 4.6, 3.6, title)
+    figure, axes = _panels(len(columns), 4.6, 3.4, title)
     groups = _ordered(point.group for point in points)
     for axis, column in zip(axes, columns, strict=True):
         for group in groups:
             line = sorted((x(p), column.value(p)) for p in points if p.group == group)
             axis.plot(*zip(*line, strict=True), marker="o", markersize=4, color=_colour(group), label=group)
         axis.set_xscale("log")
-        axis.set_yscale("log")
         ticks = sorted({x(point) for point in points})
         axis.set_xticks(ticks, [_short(tick) for tick in ticks], fontsize=8)
         axis.set_xticks([], minor=True)
-        axis.yaxis.set_major_formatter(_plain)
+        axis.set_yscale("log")
+        _label(axis.yaxis, [column.value(point) for point in points])
         axis.tick_params(axis="y", labelsize=8)
         axis.set_title(column.title, fontsize=10)
         axis.set_xlabel(label, fontsize=9)
@@ -179,7 +188,7 @@ def ranges(points: Points, title: str) -> Figure:
     """Response times: a panel for each workload, for each server a line from p50 over p99 to p99.9."""
     workloads = _ordered(point.title for point in points)
     most = len({point.group for point in points})
-    figure, axes = _panels(len(workloads), min(3, len(workloads)), 4.2, 0.6 + 0.32 * most, title)
+    figure, axes = _panels(len(workloads), 4.2, 0.6 + 0.32 * most, title)
     for axis, workload in zip(axes, workloads, strict=True):
         groups = _ordered(point.group for point in points if point.title == workload)
         for point in points:
@@ -192,7 +201,8 @@ def ranges(points: Points, title: str) -> Figure:
         axis.set_yticks(range(len(groups)), groups, fontsize=8)
         axis.set_ylim(len(groups) - 0.5, -0.5)
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(_plain)
+        here = [point for point in points if point.title == workload]
+        _label(axis.xaxis, [time for point in here for time in (point.p50, point.p999)])
         axis.tick_params(axis="x", labelsize=8)
         axis.grid(True, axis="x", which="major", color="#dddddd", linewidth=0.6)
     figure.supxlabel(
@@ -214,13 +224,13 @@ def figures(points: Points) -> dict[str, Figure]:
         ]
 
     found: dict[str, Figure] = {}
-    for name, comparison, title in (
-        ("rates", "usual", "Instances stored in a second, nobody syncs"),
-        ("rates-durable", "durable", "Instances stored in a second, Success means on the disk"),
-        ("associations", "associate", "Associations in a second, without any object"),
+    for name, comparison, what, title in (
+        ("rates", "usual", "objects/s", "Objects stored in a second, nobody syncs"),
+        ("rates-durable", "durable", "objects/s", "Objects stored in a second, Success means on the disk"),
+        ("associations", "associate", "associations/s", "Associations in a second, without any object"),
     ):
         if chosen := of(comparison):
-            found[name] = bars(chosen, title)
+            found[name] = bars(chosen, what, title)
     for size, name in ((8 * 1024, "8 KiB"), (512 * 1024, "512 KiB")):
         if chosen := of("scaling", size=size):
             found[f"scaling-{size // 1024}k"] = lines(
