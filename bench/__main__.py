@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from bench import loadgen, report, sweeps
 from bench.check import Check
 from bench.index import measure_index
-from bench.measure import COMPARISONS, Comparison, Result, Settings, available, measure
+from bench.measure import COMPARISONS, USUAL, Comparison, Result, Settings, available, measure
 from bench.memory import measure_memory
 from bench.peers import PEERS, STORESCP
 from bench.storage import Storage, spread
@@ -101,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--rounds and --seconds: expected more than 0")
     if options.quick:
         options.rounds, options.seconds = 3, 0.25
-    options.part = options.part or (_SWEEPS if options.sweeps else _PARTS)
+    if not options.part:
+        some = options.server or options.workload
+        options.part = _SWEEPS if options.sweeps else (USUAL.name,) if some else _PARTS
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the servers are stopped, too
     loadgen.raise_descriptor_limit()
     peers = {peer.name: peer for peer in PEERS}

@@ -446,9 +446,7 @@ class ServersTests(SynchronousTestCase):
         self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         file = self.directory / "results.json"
         printed = io.StringIO()
-        arguments = (
-            "--rounds 1 --seconds 0.01 --storage disk --part usual --workload 1x8K --server raw".split()
-        )
+        arguments = "--rounds 1 --seconds 0.01 --storage disk --workload 1x8K --server raw".split()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
             code = bench_main.main([*arguments, "--disk", str(self.directory), "--json", str(file)])
         self.assertEqual(code, 0)
