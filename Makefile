@@ -37,6 +37,7 @@ torture:
 	@tools/prepare peers
 	@tools/prepare venv test $(PYTHON)
 	$(BIN)/python -m tests.torture $(ARGS)
+
 bench-plots:
 	@tools/prepare venv plot $(PYTHON)
 	.venv-plot/bin/python -m bench.plots $(or $(ARGS),$(sort $(wildcard docs/*.json)))

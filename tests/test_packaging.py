@@ -24,7 +24,16 @@ PLUGIN = "twisted/plugins/storescp_plugin.py"
 CONFIGURATION = sorted(path.name for path in (ROOT / "etc").glob("*.*"))
 # What is made by building, running and testing: nothing that a clone would hold.
 MADE = shutil.ignore_patterns(
-    ".git", ".venv*", "build", "dist", "received", "_trial_temp*", "*.egg-info", "*cache*", ".hypothesis"
+    ".git",
+    ".venv*",
+    "build",
+    "dist",
+    "received",
+    ".storescp-bench-*",
+    "_trial_temp*",
+    "*.egg-info",
+    "*cache*",
+    ".hypothesis",
 )
 
 
