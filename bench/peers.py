@@ -153,7 +153,7 @@ PEERS = (
     STORESCP,
     Peer("storescp-sync", "storescp, synced", _storescp("--sync", "always")),
     Peer("dcmtk", "DCMTK", _dcmtk(), _NODELAY),
-    Peer("dcmtk-128k", "DCMTK", _dcmtk("-pdu", "131072"), _NODELAY),
+    Peer("dcmtk-128k", "DCMTK, 128 KiB PDUs", _dcmtk("-pdu", "131072"), _NODELAY),
     Peer("pynetdicom", "pynetdicom", _pynetdicom),
     Peer("raw", "raw copy", _rawcopy()),
     Peer("raw-sync", "raw copy, synced", _rawcopy("--sync")),

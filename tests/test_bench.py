@@ -560,10 +560,13 @@ class PeersTests(SynchronousTestCase):
         self.assertEqual(lines, ["DCMTK's storescp is missing: apt-get install dcmtk"])
 
 
-def result(peer: str, *rates: float, comparison: Comparison = USUAL, storage: str = "tmpfs") -> Result:
-    """A Result of the first workload with these rates."""
+def result(
+    peer: str, *rates: float, comparison: Comparison = USUAL, storage: str = "tmpfs", group: str = ""
+) -> Result:
+    """A Result of the first workload with these rates, of a peer in its own group or in another."""
     samples = [Sample(rate, rate / 2, 0.25, 40.0, 1.5, 2.5, 3.5, 0.3) for rate in rates]
-    return Result(comparison, storage, comparison.workloads[0], BY_NAME[peer], samples)
+    server = dataclasses.replace(BY_NAME[peer], group=group or BY_NAME[peer].group)
+    return Result(comparison, storage, comparison.workloads[0], server, samples)
 
 
 class PlotsTests(SynchronousTestCase):
@@ -598,7 +601,7 @@ class PlotsTests(SynchronousTestCase):
             "usual.json",
             result("storescp", 1234),
             result("dcmtk", 2345),
-            result("dcmtk-128k", 999),
+            result("dcmtk-128k", 999, group="DCMTK"),
             result("raw"),
         )
         more = self.run_json("more.json", result("storescp", 77, comparison=ASSOCIATE))
@@ -643,11 +646,11 @@ class ReportTests(SynchronousTestCase):
     """From samples to the table."""
 
     def test_table(self) -> None:
-        """Medians are shown, the better of two ways to run DCMTK, ratios by round, and a dash for what is missing."""
+        """Medians are shown, the better of two servers in a group, ratios by round, and a dash for what is missing."""
         results = [
             result("storescp", 900, 1000, 1500),
             result("dcmtk", 2500, 2000, 1000),
-            result("dcmtk-128k", 1, 1, 1),
+            result("dcmtk-128k", 1, 1, 1, group="DCMTK"),
             result("pynetdicom"),
         ]
         results[-1].trouble = "it ended"
