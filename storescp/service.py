@@ -80,7 +80,7 @@ class StoreSCPService(Service):
         for text in config.listen:
             try:
                 self._endpoints.append((text, serverFromString(reactor, text)))
-            except (ValueError, TypeError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - plugins of Twisted read it, and raise anything
                 raise CannotStart(f"--listen: expected a Twisted endpoint, got {text!r}: {error}") from None
         self._ports: list[IListeningPort] = []
         self._archive: Archive | None = None

@@ -92,7 +92,16 @@ class MistakeTests(SynchronousTestCase):
 
     def test_endpoints(self) -> None:
         """Endpoints that are none, or that cannot be had."""
-        for endpoint in ("bogus:1", "tcp", "tcp:99999", "tcp:http:x=y", "tcp:0:interface=300.1.1.1"):
+        for endpoint in (
+            "bogus:1",
+            "tcp",
+            "haproxy:tcp=1",
+            "systemd:domain=INET:index=0",
+            "ssl:1:privateKey=missing",
+            "tcp:99999",
+            "tcp:http:x=y",
+            "tcp:0:interface=300.1.1.1",
+        ):
             self.check("--listen", endpoint, says=f".*{re.escape(endpoint)}.*")
 
     def test_directories(self) -> None:
