@@ -42,7 +42,7 @@ from storescp.negotiation import (
     negotiate,
 )
 from storescp.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ, Fragment, ProtocolViolation
-from storescp.statistics import Statistics
+from storescp.statistics import Occupancy, Statistics
 from storescp.upper_layer import (
     AbortIndication,
     AssociateIndication,
@@ -468,7 +468,8 @@ _info = info_emitter(AssociationProtocol)
 class AssociationFactory(Factory):
     """Makes the protocols, counts them, and holds the limits that are of the whole.
 
-    ``user_factory`` makes the services for an association that was accepted.
+    ``user_factory`` makes the services for an association that was accepted; ``occupancy`` counts associations
+    over several processes, if there are.
     """
 
     noisy = False
@@ -481,12 +482,14 @@ class AssociationFactory(Factory):
         user_factory: UserFactory,
         clock: IReactorTime,
         statistics: Statistics,
+        occupancy: Occupancy | None = None,
     ) -> None:
         self.policy = policy
         self.limits = limits
         self.user_factory = user_factory
         self.clock = clock
         self.statistics = statistics
+        self.occupancy = occupancy if occupancy is not None else Occupancy(limits.max_assoc)
         self.associations: set[AssociationProtocol] = set()
         self.pending: dict[AssociationProtocol, None] = {}  # in the order of their coming
         self._draining = False
@@ -500,9 +503,7 @@ class AssociationFactory(Factory):
     def answer(self, request: AAssociateRQ) -> AAssociateAC | AAssociateRJ:
         """The answer to an association request: the policy's, if there is room."""
         answer = negotiate(request, self.policy)
-        if isinstance(answer, AAssociateAC) and (
-            self._draining or len(self.associations) >= self.limits.max_assoc
-        ):
+        if isinstance(answer, AAssociateAC) and (self._draining or not self.occupancy.begin()):
             return LOCAL_LIMIT_EXCEEDED
         return answer
 
@@ -512,27 +513,38 @@ class AssociationFactory(Factory):
 
     def associated(self, protocol: AssociationProtocol) -> None:
         self.statistics.associations += 1
-        self.pending.pop(protocol, None)
         self.associations.add(protocol)
+        self._forget(protocol)
 
     def disassociated(self, protocol: AssociationProtocol) -> None:
         self.associations.discard(protocol)
+        self.occupancy.end()
         if protocol.is_connected:
             self._wait(protocol)
         self._check_drained()
 
     def closed(self, protocol: AssociationProtocol) -> None:
-        self.pending.pop(protocol, None)
+        self._forget(protocol)
         self._check_drained()
+
+    def drop_oldest(self) -> None:
+        """Close the connection that has been longest without an association, if there is one."""
+        if self.pending:
+            # Out of the count at once: many more may come before the transport has closed this one.
+            oldest = next(iter(self.pending))
+            self._forget(oldest)
+            oldest.abort("too many connections without an association")
+
+    def _forget(self, protocol: AssociationProtocol) -> None:
+        self.pending.pop(protocol, None)
+        self.occupancy.waiting(len(self.pending))
 
     def _wait(self, protocol: AssociationProtocol) -> None:
         """Keep a connection without an association, at the cost of the one that has had it longest."""
         self.pending[protocol] = None
+        self.occupancy.waiting(len(self.pending))
         if len(self.pending) > self.limits.max_pending:
-            # Out of the count at once: many more may come before the transport has closed this one.
-            oldest = next(iter(self.pending))
-            del self.pending[oldest]
-            oldest.abort("too many connections without an association")
+            self.drop_oldest()
 
     def drain(self, deadline: float) -> Deferred[None]:
         """Take no new associations, let the present ones end, abort after *deadline* seconds what is left.

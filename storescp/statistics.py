@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
-@dataclass(slots=True)
+@dataclass
 class Statistics:
     """Totals since the start. Bytes are real ones: received off the wire, stored as data sets."""
 
@@ -19,3 +19,25 @@ class Statistics:
     instances_failed: int = 0
     bytes_received: int = 0
     bytes_stored: int = 0
+
+
+class Occupancy:
+    """How many associations there are at this moment, and whether there is room for one more."""
+
+    def __init__(self, max_assoc: int) -> None:
+        self.associations = 0
+        self.max_assoc = max_assoc
+
+    def begin(self) -> bool:
+        """Count one more association, if there is room for it."""
+        if self.associations >= self.max_assoc:
+            return False
+        self.associations += 1
+        return True
+
+    def end(self) -> None:
+        """One of them has ended."""
+        self.associations -= 1
+
+    def waiting(self, connections: int) -> None:
+        """So many connections have no association, before one or after."""
