@@ -23,22 +23,10 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from storescp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, __version__
-from storescp.archive import Archive, CannotOpen
-from storescp.config import Config, Sync
-from storescp.index import IndexUnavailable
-from storescp.negotiation import Policy
-from storescp.protocol import AssociationFactory, AssociationProtocol, Limits
-from storescp.recovery import Recovered
-from storescp.scp import StorageSCP
-from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION
-from storescp.space import FreeSpace
-from storescp.statistics import Statistics
-from storescp.store import InstanceStore
-
-#: Threads that write. Where none waits for the disk one does more than two that contend for the interpreter; where
-#: each does, several share what a flush of the disk costs.
-WRITER_THREADS = {Sync.NEVER: 1, Sync.ALWAYS: 8}
+from storescp import __version__
+from storescp.archive import CannotOpen
+from storescp.config import Config
+from storescp.receiver import Receiver
 
 
 class CannotStart(Exception):
@@ -54,27 +42,6 @@ class StoreSCPService(Service):
     def __init__(self, config: Config, reactor: ReactorBase) -> None:
         self.config = config
         self.log_observer: ILogObserver | None = None
-        self.statistics = Statistics()
-        self.factory = AssociationFactory(
-            Policy(
-                called_ae_title=config.ae_title if config.check_called_ae else None,
-                abstract_syntaxes=config.accept | {VERIFICATION},
-                transfer_syntaxes=TRANSFER_SYNTAXES.keys(),
-                prefer=config.prefer,
-                maximum_length=config.max_pdu,
-                implementation_class_uid=IMPLEMENTATION_CLASS_UID,
-                implementation_version_name=IMPLEMENTATION_VERSION_NAME,
-            ),
-            Limits(
-                max_assoc=config.max_assoc,
-                max_pending=config.max_pending,
-                timeout=config.timeout,
-                artim_timeout=config.artim_timeout,
-            ),
-            self._make_user,
-            reactor,
-            self.statistics,
-        )
         self._reactor = reactor
         self._endpoints: list[tuple[str, IStreamServerEndpoint]] = []
         for text in config.listen:
@@ -83,8 +50,7 @@ class StoreSCPService(Service):
             except Exception as error:  # noqa: BLE001 - plugins of Twisted read it, and raise anything
                 raise CannotStart(f"--listen: expected a Twisted endpoint, got {text!r}: {error}") from None
         self._ports: list[IListeningPort] = []
-        self._archive: Archive | None = None
-        self._store: InstanceStore | None = None
+        self._crew = Receiver(config, reactor)
         self._began = 0.0
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
@@ -99,7 +65,7 @@ class StoreSCPService(Service):
         super().privilegedStartService()  # type: ignore[no-untyped-call]
         failures: list[Failure] = []
         for text, endpoint in self._endpoints:
-            endpoint.listen(self.factory).addCallbacks(self._ports.append, failures.append)
+            endpoint.listen(self._crew.factory).addCallbacks(self._ports.append, failures.append)
             if failures:
                 error = failures[0].value
                 reason = error.socketError if isinstance(error, CannotListenError) else error
@@ -110,56 +76,13 @@ class StoreSCPService(Service):
             self.privilegedStartService()  # nobody needed privileges
         super().startService()  # type: ignore[no-untyped-call]
         _raise_descriptor_limit()
-        config = self.config
         try:
-            self._archive = archive = Archive(config)
+            self._crew.start()
         except CannotOpen as error:
             raise CannotStart(str(error)) from None
-        for recovered in archive.recovered:
-            self._report(recovered)
-        self._store = InstanceStore(
-            self._reactor,
-            self._reactor,
-            archive.directory,
-            archive.committer,
-            naming=config.naming,
-            threads=WRITER_THREADS[config.sync],
-            space=FreeSpace(archive.directory.root, config.min_free, self._space_changed),
-            digest=config.digest,
-        )
-        self._store.worker.start()
         self._began = time.monotonic()
         # Whoever reads "listening" may stop us at once: not before the reactor runs and takes signals.
         self._reactor.callWhenRunning(self._banner)
-
-    def _make_user(self, association: AssociationProtocol) -> StorageSCP:
-        assert self._store is not None
-        return StorageSCP(
-            association, self._store, self.statistics, log_patient_data=self.config.log_patient_data
-        )
-
-    def _report(self, recovered: Recovered) -> None:
-        """What a start after a crash has found."""
-        if recovered.entered:
-            self.log.warn(
-                "recovery: {count} instances were stored but not in the index, and are now",
-                count=len(recovered.entered),
-            )
-        for path in recovered.without_file:
-            self.log.error("recovery: {path} is in the index, but there is no such file", path=path)
-        for path, why in recovered.unreadable:
-            self.log.error("recovery: {path} is no instance: {why}", path=path, why=why)
-
-    def _space_changed(self, enough: bool, free: int) -> None:
-        """The free space has crossed its limit. Called by a worker's thread."""
-        if enough:
-            self.log.warn("enough space again ({free} bytes free): images are taken", free=free)
-        else:
-            self.log.error(
-                "less than {limit} free ({free} bytes): no images are taken",
-                limit=str(self.config.min_free),
-                free=free,
-            )
 
     def _banner(self) -> None:
         config = self.config
@@ -196,22 +119,14 @@ class StoreSCPService(Service):
     def stopService(self) -> Generator[Deferred[Any], object, None]:
         """Stop listening, let associations end, drain the writes, close the index: in that order."""
         super().stopService()  # type: ignore[no-untyped-call]
-        self.log.info("stopping: {count} associations open", count=len(self.factory.associations))
+        self.log.info("stopping: {count} associations open", count=self._crew.associations)
         ports, self._ports = self._ports, []
         yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        yield self.factory.drain(self.config.stop_timeout)
-        if self._store is not None:
-            yield self._store.worker.drained()
-            self._store.stop()
-        if self._archive is not None:
-            try:
-                self._archive.close()
-            except (OSError, IndexUnavailable) as error:
-                self.log.error("cannot close the archive: {error}", error=error)
+        yield self._crew.stop()
         self._farewell()
 
     def _farewell(self) -> None:
-        statistics = self.statistics
+        statistics = self._crew.statistics
         self.log.info(
             "stopped after {uptime:.0f} s: {associations} associations ({rejected} rejected, {aborted} aborted),"
             " {messages} messages, {stored} instances stored ({bytes_stored} bytes), {failed} failed,"
@@ -243,7 +158,7 @@ class StoreSCPService(Service):
         if self.running:
             self._reactor.stop()
         else:
-            self.factory.abort_all()
+            self._crew.hurry()
 
 
 def _raise_descriptor_limit() -> None:

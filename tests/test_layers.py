@@ -31,7 +31,10 @@ BLOCKING = (
 OPERATOR = ("operator_archive", "operator_send", "operator", "__main__")
 ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp")
 # From the bottom to the top: a module imports from its own layer and from those below.
-LAYERS = (("__init__",), PURE, BLOCKING, OPERATOR, ADAPTERS, ("service",), ("tap",))
+LAYERS = (
+    *(("__init__",), PURE, BLOCKING, OPERATOR, ADAPTERS),
+    *(("receiver",), ("service",), ("tap",)),
+)
 
 # A clock, a file, a socket, a thread: what a pure module has no use for.
 IMPURE = frozenset(

@@ -1,0 +1,145 @@
+"""What one process does: takes associations, and stores what they send."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.logger import Logger
+
+from storescp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from storescp.archive import Archive
+from storescp.config import Config, Sync
+from storescp.index import IndexUnavailable
+from storescp.negotiation import Policy
+from storescp.protocol import AssociationFactory, AssociationProtocol, Limits
+from storescp.recovery import Recovered
+from storescp.scp import StorageSCP
+from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION
+from storescp.space import FreeSpace
+from storescp.statistics import Occupancy, Statistics
+from storescp.store import InstanceStore
+
+#: Threads that write. Where none waits for the disk one does more than two that contend for the interpreter; where
+#: each does, several share what a flush of the disk costs.
+WRITER_THREADS = {Sync.NEVER: 1, Sync.ALWAYS: 8}
+
+
+class Receiver:
+    """The associations that connections made by ``factory`` bring, and the archive behind them.
+
+    *statistics* and *occupancy* may be those of one process of several.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        config: Config,
+        reactor: ReactorBase,
+        statistics: Statistics | None = None,
+        occupancy: Occupancy | None = None,
+    ) -> None:
+        self.config = config
+        self.statistics = statistics if statistics is not None else Statistics()
+        self.factory = AssociationFactory(
+            Policy(
+                called_ae_title=config.ae_title if config.check_called_ae else None,
+                abstract_syntaxes=config.accept | {VERIFICATION},
+                transfer_syntaxes=TRANSFER_SYNTAXES.keys(),
+                prefer=config.prefer,
+                maximum_length=config.max_pdu,
+                implementation_class_uid=IMPLEMENTATION_CLASS_UID,
+                implementation_version_name=IMPLEMENTATION_VERSION_NAME,
+            ),
+            Limits(
+                max_assoc=config.max_assoc,
+                max_pending=config.max_pending,
+                timeout=config.timeout,
+                artim_timeout=config.artim_timeout,
+            ),
+            self._make_user,
+            reactor,
+            self.statistics,
+            occupancy,
+        )
+        self._reactor = reactor
+        self._archive: Archive | None = None
+        self._store: InstanceStore | None = None
+
+    @property
+    def associations(self) -> int:
+        """Associations at this moment."""
+        return len(self.factory.associations)
+
+    def start(self, worker: int | None = None) -> None:
+        """Open the archive: as the server, or as its *worker* of this number. Raises CannotOpen."""
+        config = self.config
+        self._archive = archive = Archive(config, worker)
+        report(self.log, archive.recovered)
+        self._store = InstanceStore(
+            self._reactor,
+            self._reactor,
+            archive.directory,
+            archive.committer,
+            naming=config.naming,
+            threads=WRITER_THREADS[config.sync],
+            space=FreeSpace(archive.directory.root, config.min_free, self._space_changed),
+            digest=config.digest,
+        )
+        self._store.worker.start()
+
+    @inlineCallbacks
+    def stop(self) -> Generator[Deferred[Any], object, None]:
+        """Let associations end, drain the writes, close the archive: in that order."""
+        yield self.factory.drain(self.config.stop_timeout)
+        if self._store is not None:
+            yield self._store.worker.drained()
+            self._store.stop()
+        if self._archive is not None:
+            close(self.log, self._archive)
+
+    def hurry(self) -> None:
+        """Let no association end in its own time."""
+        self.factory.abort_all()
+
+    def _make_user(self, association: AssociationProtocol) -> StorageSCP:
+        assert self._store is not None
+        return StorageSCP(
+            association, self._store, self.statistics, log_patient_data=self.config.log_patient_data
+        )
+
+    def _space_changed(self, enough: bool, free: int) -> None:
+        """The free space has crossed its limit. Called by a worker's thread."""
+        if enough:
+            self.log.warn("enough space again ({free} bytes free): images are taken", free=free)
+        else:
+            self.log.error(
+                "less than {limit} free ({free} bytes): no images are taken",
+                limit=str(self.config.min_free),
+                free=free,
+            )
+
+
+def report(log: Logger, found: list[Recovered]) -> None:
+    """Log what opening an archive after a crash has found."""
+    for recovered in found:
+        if recovered.entered:
+            log.warn(
+                "recovery: {count} instances were stored but not in the index, and are now",
+                count=len(recovered.entered),
+            )
+        for path in recovered.without_file:
+            log.error("recovery: {path} is in the index, but there is no such file", path=path)
+        for path, why in recovered.unreadable:
+            log.error("recovery: {path} is no instance: {why}", path=path, why=why)
+
+
+def close(log: Logger, archive: Archive) -> None:
+    """Close *archive*, as far as that goes."""
+    try:
+        archive.close()
+    except (OSError, IndexUnavailable) as error:
+        log.error("cannot close the archive: {error}", error=error)
