@@ -27,6 +27,7 @@ PURE = (
 BLOCKING = (
     *("part10", "naming", "index_schema", "index", "stored_file", "config", "space"),
     *("journal", "lost_answers", "commit", "recovery", "archive", "scu"),
+    *("shared", "channel"),
 )
 OPERATOR = ("operator_archive", "operator_send", "operator", "__main__")
 ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp")

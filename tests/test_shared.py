@@ -1,0 +1,90 @@
+"""Counts in shared memory, with real processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from storescp.shared import SharedCounts, SharedOccupancy
+from storescp.statistics import Statistics
+from tests.server import DEADLINE, environment
+
+#: A worker that begins as many associations as it can of 50, when it is told to, and ends some of them.
+_GREEDY = """
+import sys
+from storescp.shared import SharedCounts, SharedOccupancy
+descriptor, number, keep = map(int, sys.argv[1:])
+counts = SharedCounts(descriptor, 4)
+occupancy = SharedOccupancy(counts, number, 50)
+print("ready", flush=True)
+sys.stdin.readline()
+mine = 0
+for _ in range(20_000):
+    if occupancy.begin():
+        mine += 1
+        counts.slots[number].statistics.associations += 1
+        assert counts.associations <= 50
+        if mine > keep:
+            occupancy.end()
+            mine -= 1
+print(mine)
+"""
+
+
+class SharedCountsTests(SynchronousTestCase):
+    """SharedCounts and SharedOccupancy."""
+
+    def setUp(self) -> None:
+        self.counts = SharedCounts.create(4)
+        self.addCleanup(os.close, self.counts.descriptor)
+
+    def test_total(self) -> None:
+        """The total is the sum of all slots, as any other mapping of the same memory has counted."""
+        for number, slot in enumerate(SharedCounts(self.counts.descriptor, 4).slots):
+            for place, field in enumerate(dataclasses.fields(Statistics)):
+                setattr(slot.statistics, field.name, 2**33 * place + number)
+        expected = [4 * 2**33 * place + 6 for place in range(len(dataclasses.fields(Statistics)))]
+        self.assertEqual(self.counts.total(), Statistics(*expected))
+
+    def test_clear(self) -> None:
+        """A worker that ends leaves its statistics and gives its places back."""
+        occupancy = SharedOccupancy(self.counts, 1, 1)
+        self.assertTrue(occupancy.begin())
+        occupancy.waiting(3)
+        slot = self.counts.slots[1]
+        slot.statistics.messages += 2
+        slot.taken = slot.dropped = 4
+        self.assertFalse(SharedOccupancy(self.counts, 2, 1).begin())
+        slot.clear()
+        self.assertEqual((slot.taken, slot.waiting, slot.associations, slot.dropped), (0, 0, 0, 0))
+        self.assertEqual(self.counts.total(), Statistics(messages=2))
+        self.assertTrue(SharedOccupancy(self.counts, 2, 1).begin())
+
+    def test_limit(self) -> None:
+        """Four processes at once never have more associations than the limit, and reach it."""
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-c", _GREEDY, str(self.counts.descriptor), str(number), str(keep)],
+                env=environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                pass_fds=(self.counts.descriptor,),
+            )
+            for number, keep in enumerate((5, 10, 20, 50))
+        ]
+        for worker in workers:
+            assert worker.stdout is not None
+            self.assertEqual(worker.stdout.readline(), "ready\n")
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+        kept = [int(worker.communicate(timeout=DEADLINE)[0]) for worker in workers]
+        self.assertEqual([slot.associations for slot in self.counts.slots], kept)
+        self.assertEqual(sum(kept), 50)
+        self.assertGreater(self.counts.total().associations, 50)
