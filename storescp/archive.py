@@ -24,8 +24,11 @@ class Archive:
     """The archive that *config* describes, after whatever a crash left undone was done (``recovered``).
 
     Only one server may have it at a time. *worker* is the number of one of its processes, where it has several:
-    they share all but their journals and hidden names. Raises CannotOpen.
+    they share all but their journals and hidden names. ``lock`` is the descriptor that keeps other servers out, as
+    long as any process has it. Raises CannotOpen.
     """
+
+    lock = -1
 
     def __init__(self, config: Config, worker: int | None = None) -> None:
         root = config.storage_dir
@@ -35,7 +38,8 @@ class Archive:
         with contextlib.ExitStack() as stack:
             try:
                 if worker is None:
-                    stack.callback(os.close, _lock(private))
+                    self.lock = _lock(private)
+                    stack.callback(os.close, self.lock)
                 self.directory = StorageDirectory(root, sync=sync, worker=worker)
                 stack.callback(self.directory.close)
                 if config.index_db is not None:

@@ -85,6 +85,8 @@ class Config:
     digest: str | None
     """Name of an algorithm of hashlib; None for no digests."""
     min_free: SpaceLimit
+    workers: int
+    """More than 1: so many processes beside the server's own, which share the limits below."""
     max_assoc: int
     max_pending: int
     timeout: float
@@ -139,6 +141,12 @@ def _number(
         raise _unexpected(f"{'0 or ' if or_zero else ''}{what} from {low:.10g} to {high:.10g}", texts[0])
 
     return parse
+
+
+def _workers(texts: tuple[str, ...]) -> int:
+    if texts[0] == "auto":
+        return len(os.sched_getaffinity(0))
+    return _number(int, "auto or a whole number", 0, 256)(texts)
 
 
 def _one_of(choices: type[E]) -> Callable[[tuple[str, ...]], E]:
@@ -306,6 +314,13 @@ _MIN_FREE = Option(
     "take no more images while less than this is free: bytes (K, M, G, T) or percent; 0: no limit",
     _free_space,
 )
+_WORKERS = Option(
+    "workers",
+    "N",
+    "1",
+    "processes that serve associations: a number, or auto for one a CPU; 1 (or 0): the server's own and no other",
+    _workers,
+)
 _MAX_ASSOC = Option(
     "max-assoc",
     "N",
@@ -375,6 +390,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     _SYNC,
     _DIGEST,
     _MIN_FREE,
+    _WORKERS,
     _MAX_ASSOC,
     _MAX_PENDING,
     _TIMEOUT,
@@ -432,6 +448,7 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
         sync=value(_SYNC),
         digest=value(_DIGEST),
         min_free=value(_MIN_FREE),
+        workers=value(_WORKERS),
         max_assoc=value(_MAX_ASSOC),
         max_pending=value(_MAX_PENDING),
         timeout=value(_TIMEOUT),

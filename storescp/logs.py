@@ -8,6 +8,7 @@ write for each line. And :func:`info_emitter`, for the event that comes with eve
 from __future__ import annotations
 
 import atexit
+import re
 import signal
 import sys
 import time
@@ -93,6 +94,11 @@ class LineObserver:
         elif first:
             self._schedule(self.flush)
 
+    def relay(self, lines: str) -> None:
+        """Write whole lines that another process has formatted."""
+        self._lines.append(lines)
+        self.flush()
+
     def flush(self) -> None:
         """Write what was collected."""
         lines, self._lines = self._lines, []
@@ -129,6 +135,13 @@ def observer_for_twistd(
         out = file = LogFile.fromFullPath(str(name or "twistd.log"))
         if not signal.getsignal(signal.SIGUSR1):
             signal.signal(signal.SIGUSR1, lambda number, frame: reactor.callFromThread(file.rotate))
+    observer = line_observer(out, level, reactor)
+    atexit.register(observer.flush)  # what was said last, when no reactor runs any more
+    return observer
+
+
+def line_observer(out: LineSink, level: LogLevel, reactor: ReactorBase) -> LineObserver:
+    """An observer whose lines wait for others as long as *reactor* runs."""
 
     def schedule(flush: Callable[[], None]) -> None:
         if reactor.running and threadable.isInIOThread():
@@ -136,9 +149,18 @@ def observer_for_twistd(
         else:
             flush()
 
-    observer = LineObserver(out, level, schedule)
-    atexit.register(observer.flush)  # what was said last, when no reactor runs any more
-    return observer
+    return LineObserver(out, level, schedule)
+
+
+_line = re.compile(r"\S+ \[(.*?)#([a-z]+)\] (.*)", re.DOTALL).fullmatch
+
+
+def log_again(lines: str) -> None:
+    """Log lines that a LineObserver of another process has formatted: where another observer wants events."""
+    for line in re.split(r"\n(?!\t)", lines.removesuffix("\n")):
+        match = _line(line)
+        namespace, level, text = match.groups() if match else ("-", "error", line)
+        Logger(namespace).emit(LogLevel.levelWithName(level), "{text}", text=text.replace("\n\t", "\n"))
 
 
 def _text(event: LogEvent) -> str:

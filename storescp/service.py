@@ -6,19 +6,23 @@ privileges, but for the ports, which may need them.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import signal
+import socket
 import time
 from collections.abc import Generator
 from typing import Any
 
 from twisted.application.service import IServiceCollection, Service
+from twisted.internet.abstract import FileDescriptor
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.protocol import Factory
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
@@ -26,7 +30,9 @@ from twisted.python.failure import Failure
 from storescp import __version__
 from storescp.archive import CannotOpen
 from storescp.config import Config
+from storescp.logs import LineObserver, log_again
 from storescp.receiver import Receiver
+from storescp.supervisor import Supervisor
 
 
 class CannotStart(Exception):
@@ -50,7 +56,15 @@ class StoreSCPService(Service):
             except Exception as error:  # noqa: BLE001 - plugins of Twisted read it, and raise anything
                 raise CannotStart(f"--listen: expected a Twisted endpoint, got {text!r}: {error}") from None
         self._ports: list[IListeningPort] = []
-        self._crew = Receiver(config, reactor)
+        self._crew: Receiver | Supervisor
+        self._factory: Factory
+        if config.workers > 1:
+            self._crew = Supervisor(config, reactor, self._relay)
+            self._factory = Factory()  # it makes nothing: the workers' do
+            self._factory.noisy = False
+        else:
+            self._crew = Receiver(config, reactor)
+            self._factory = self._crew.factory
         self._began = 0.0
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
@@ -65,7 +79,7 @@ class StoreSCPService(Service):
         super().privilegedStartService()  # type: ignore[no-untyped-call]
         failures: list[Failure] = []
         for text, endpoint in self._endpoints:
-            endpoint.listen(self._crew.factory).addCallbacks(self._ports.append, failures.append)
+            endpoint.listen(self._factory).addCallbacks(self._ports.append, failures.append)
             if failures:
                 error = failures[0].value
                 reason = error.socketError if isinstance(error, CannotListenError) else error
@@ -77,12 +91,34 @@ class StoreSCPService(Service):
         super().startService()  # type: ignore[no-untyped-call]
         _raise_descriptor_limit()
         try:
-            self._crew.start()
+            if isinstance(self._crew, Supervisor):
+                self._crew.start([self._listener(port) for port in self._ports])
+            else:
+                self._crew.start()
         except CannotOpen as error:
             raise CannotStart(str(error)) from None
         self._began = time.monotonic()
         # Whoever reads "listening" may stop us at once: not before the reactor runs and takes signals.
         self._reactor.callWhenRunning(self._banner)
+
+    def _listener(self, port: IListeningPort) -> socket.socket:
+        """The socket of *port*, which from now on accepts nothing itself."""
+        listener = getattr(port, "socket", None)
+        if getattr(port, "factory", None) is not self._factory or not isinstance(listener, socket.socket):
+            raise CannotStart(
+                f"--workers: expected 1 where others than tcp:, unix: and systemd: listen, got {self.config.workers}"
+            )
+        assert isinstance(port, FileDescriptor)
+        port.stopReading()
+        return listener
+
+    def _relay(self, lines: str) -> None:
+        """Workers have logged *lines*."""
+        if not isinstance(self.log_observer, LineObserver):
+            log_again(lines)
+            return
+        with contextlib.suppress(OSError):  # a log that cannot be written stops nobody, here as elsewhere
+            self.log_observer.relay(lines)
 
     def _banner(self) -> None:
         config = self.config
@@ -98,12 +134,13 @@ class StoreSCPService(Service):
             index=config.index_db or "none",
         )
         self.log.info(
-            "naming {naming}, duplicates {duplicate}, sync {sync}; at most {max_assoc} associations,"
+            "naming {naming}, duplicates {duplicate}, sync {sync}; {workers}at most {max_assoc} associations,"
             " {max_pending} connections without one; idle timeout {timeout:g} s, ARTIM {artim:g} s;"
             " PDUs up to {max_pdu} bytes",
             naming=config.naming.value,
             duplicate=config.duplicate.value,
             sync=config.sync.value,
+            workers=f"{config.workers} workers, " if config.workers > 1 else "",
             max_assoc=config.max_assoc,
             max_pending=config.max_pending,
             timeout=config.timeout,

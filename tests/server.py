@@ -127,6 +127,7 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
+                start_new_session=True,  # for what is sent to the whole group
             )
         case.addCleanup(self._end)
         assert self.process.stdout is not None
@@ -183,7 +184,7 @@ class Server:
         for path in sorted(self.storage.rglob("*")):
             name = path.relative_to(self.storage)
             if name.parts[0] == ".storescp":
-                if "incoming" in name.parts[1:-1]:
+                if "incoming" in name.parts[1:-1] and not path.is_dir():
                     found.append(str(name))
             elif path.is_dir():
                 if not any(path.iterdir()):

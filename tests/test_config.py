@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ DEFAULTS = Config(
     sync=Sync.ALWAYS,
     digest=None,
     min_free=SpaceLimit(100 * 1024 * 1024, False),
+    workers=1,
     max_assoc=10,
     max_pending=100,
     timeout=300.0,
@@ -94,6 +96,7 @@ class CommandLineTests(_TestCase):
                 "sync": "never",
                 "digest": "SHA256",
                 "min-free": "2.5%",
+                "workers": "3",
                 "max-assoc": "200",
                 "max-pending": "7",
                 "timeout": "0",
@@ -120,6 +123,7 @@ class CommandLineTests(_TestCase):
                 sync=Sync.NEVER,
                 digest="sha256",
                 min_free=SpaceLimit(2.5, True),
+                workers=3,
                 max_assoc=200,
                 max_pending=7,
                 timeout=0.0,
@@ -138,6 +142,10 @@ class CommandLineTests(_TestCase):
         self.assertEqual(load(None, {"storage-dir": "/srv/x", "index-db": "y.db"}).index_db, "y.db")
         self.assertIsNone(load(None, {"no-index": True}).index_db)
 
+    def test_workers(self) -> None:
+        """auto means a worker for each CPU that the server may run on."""
+        self.assertEqual(load(None, {"workers": "auto"}).workers, len(os.sched_getaffinity(0)))
+
     def test_false_flags_are_not_given(self) -> None:
         """A flag that is False is as good as absent: it overrules nothing and contradicts nothing."""
         config = self.from_yaml("check-called-ae: true", check_called_ae=False, no_index=False, index_db="x")
@@ -147,6 +155,7 @@ class CommandLineTests(_TestCase):
         """The ends of each range are in it, and what is just beyond is not."""
         for name, inside, outside in (
             ("port", ["1", "65535"], ["0", "65536", "-1", "104.0", "0x10", "", "ftp", "1" * 5000]),
+            ("workers", ["auto", "0", "1", "256"], ["-1", "257", "Auto", ""]),
             ("max-assoc", ["1", "65535"], ["0", "65536", "many"]),
             ("max-pending", ["1", "65535"], ["0", "65536"]),
             ("timeout", ["0", "0.1", "1e3", "604800"], ["-1", "604801", "nan", "inf", "1 s"]),

@@ -31,10 +31,11 @@ BLOCKING = (
 )
 OPERATOR = ("operator_archive", "operator_send", "operator", "__main__")
 ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp")
+WORKERS = ("child", "worker_process", "supervisor")
 # From the bottom to the top: a module imports from its own layer and from those below.
 LAYERS = (
     *(("__init__",), PURE, BLOCKING, OPERATOR, ADAPTERS),
-    *(("receiver",), ("service",), ("tap",)),
+    *(("reader", "receiver"), WORKERS, ("service",), ("tap",)),
 )
 
 # A clock, a file, a socket, a thread: what a pure module has no use for.

@@ -11,12 +11,12 @@ from typing import cast
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from storescp.logs import DELAY, LineObserver, info_emitter, observer_for_twistd
+from storescp.logs import DELAY, LineObserver, info_emitter, log_again, observer_for_twistd
 
 
 class LineObserverTests(SynchronousTestCase):
@@ -140,3 +140,31 @@ class TwistdTests(SynchronousTestCase):
         assert observer is not None
         Logger("x", observer=observer).info("hello")
         self.assertTrue(pathlib.Path(name).read_text().endswith("[x#info] hello\n"))
+
+
+class LogAgainTests(SynchronousTestCase):
+    """log_again(): the lines of another process as events."""
+
+    def test_events(self) -> None:
+        """What a LineObserver has written becomes the same text at the same level, and anything else an error."""
+        written = io.StringIO()
+        observer = LineObserver(written, LogLevel.info)
+        Logger("a.b", observer=observer).info("one {{x}} [c#d] {n}", n=1)
+        Logger("a.b", observer=observer).warn("two\nlines")
+        seen: list[tuple[object, str, object]] = []
+
+        @implementer(ILogObserver)
+        def see(event: LogEvent) -> None:
+            seen.append((event["log_level"], formatEvent(event), event["log_namespace"]))
+
+        globalLogPublisher.addObserver(see)
+        self.addCleanup(globalLogPublisher.removeObserver, see)
+        log_again(written.getvalue() + "Segmentation fault\n")
+        self.assertEqual(
+            seen,
+            [
+                (LogLevel.info, "one {x} [c#d] 1", "a.b"),
+                (LogLevel.warn, "two\nlines", "a.b"),
+                (LogLevel.error, "Segmentation fault", "-"),
+            ],
+        )

@@ -1,0 +1,151 @@
+"""A worker: the process that serves the connections which its parent hands over.
+
+Started by :mod:`storescp.supervisor` as ``python -m storescp.child NUMBER WORKERS CHANNEL COUNTS``: which of how
+many it is, and the descriptors of the channel and of the counts that it inherits; its input is the pickled
+configuration. Nobody else has a use for it. It ends when it is told to stop, or when its parent has died, and minds no
+signals: those that a terminal or a supervisor sends to the whole group are the parent's business.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import sys
+
+from twisted.internet import reactor as _reactor
+from twisted.internet.posixbase import PosixReactorBase
+from twisted.logger import Logger, LogLevel, globalLogBeginner, globalLogPublisher
+from twisted.python.failure import Failure
+
+from storescp.archive import CannotOpen
+from storescp.channel import Channel, Kind, Message
+from storescp.config import Config
+from storescp.logs import line_observer
+from storescp.reader import Reader
+from storescp.receiver import Receiver
+from storescp.shared import SharedCounts, SharedOccupancy
+
+#: Messages that are taken in one turn.
+MESSAGES = 64
+
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class Child:
+    """Does what the messages from *channel* say, until it has stopped the *reactor*."""
+
+    log = Logger()
+
+    def __init__(
+        self, reactor: PosixReactorBase, channel: Channel, counts: SharedCounts, number: int, config: Config
+    ) -> None:
+        self._reactor = reactor
+        self._channel = channel
+        self._slot = counts.slots[number]
+        self._receiver = Receiver(
+            config, reactor, self._slot.statistics, SharedOccupancy(counts, number, config.max_assoc)
+        )
+        self._receiver.start(number)
+        self._reader = Reader(reactor, channel, self.read)
+        self._stopping = False
+
+    def start(self) -> None:
+        """Take connections."""
+        self._channel.set_blocking(False)
+        self._channel.send(Kind.READY)
+        self._reader.start()
+
+    def read(self) -> None:
+        """Take the messages that are there."""
+        for _ in range(MESSAGES):
+            try:
+                message = self._channel.receive()
+            except BlockingIOError:
+                return
+            if message is None:
+                self._reader.stop()
+                self._stop()
+                return
+            self._obey(message)
+
+    def _obey(self, message: Message) -> None:
+        match message.kind:
+            case Kind.CONNECTION:
+                self._slot.taken += 1
+                self._serve(message.descriptor)
+            case Kind.DROP:
+                self._slot.dropped += 1
+                self._receiver.factory.drop_oldest()
+            case Kind.STOP:
+                self._stop()
+            case Kind.HURRY:
+                self._receiver.hurry()
+
+    def _serve(self, descriptor: int) -> None:
+        if descriptor < 0:
+            self.log.error("a connection was lost: too many open files")
+            return
+        try:
+            os.set_blocking(descriptor, False)
+            with socket.socket(fileno=descriptor) as connection:
+                self._reactor.adoptStreamConnection(  # which makes a duplicate of it
+                    descriptor, connection.family, self._receiver.factory
+                )
+        except OSError as error:  # a peer that has gone already has no name any more
+            self.log.debug("a connection ended before it began: {error}", error=error)
+
+    def _stop(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._receiver.stop().addErrback(self._failed).addCallback(lambda _: self._reactor.stop())
+
+    def _failed(self, failure: Failure) -> None:
+        self.log.failure("cannot stop in good order", failure)
+
+
+class Output:
+    """The log's way to the parent. When that has died there is nobody to tell."""
+
+    def write(self, text: str) -> None:
+        rest = memoryview(text.encode(errors="backslashreplace"))
+        try:
+            while rest:
+                rest = rest[os.write(1, rest) :]
+        except OSError:
+            pass
+
+    def flush(self) -> None:
+        pass
+
+
+def main(number: int, workers: int, channel_descriptor: int, counts_descriptor: int) -> int:
+    """Run the worker; the exit code."""
+    for ignored in _IGNORED:
+        signal.signal(ignored, signal.SIG_IGN)
+    assert isinstance(_reactor, PosixReactorBase)
+    channel = Channel(socket.socket(fileno=channel_descriptor))
+    try:
+        # Not from where it stands: whoever starts after us shares its position.
+        config: Config = pickle.loads(os.pread(0, os.fstat(0).st_size, 0))
+        observer = line_observer(Output(), getattr(LogLevel, config.log_level.value), _reactor)
+        globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+        counts = SharedCounts(counts_descriptor, workers)
+        child = Child(_reactor, channel, counts, number, config)
+    except CannotOpen as error:
+        channel.send(Kind.FAILED, str(error))
+        return 1
+    except Exception as error:  # noqa: BLE001 - the operator gets a line, whatever it is
+        channel.send(Kind.FAILED, f"worker {number} cannot start: {type(error).__name__}: {error}")
+        return 1
+    _reactor.callWhenRunning(child.start)
+    # What the reactor has to say when it ends, the parent says too.
+    _reactor.addSystemEventTrigger("after", "shutdown", globalLogPublisher.removeObserver, observer)
+    _reactor.run(installSignalHandlers=False)
+    observer.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])))
