@@ -24,6 +24,10 @@ class KillTests(SynchronousTestCase):
         """Without an index, and with --sync never: the system outlives the server, and so does what it was given."""
         killed(self, 3, rounds=2, naming="flat", duplicate="ignore", sync="never", index=False)
 
+    def test_workers(self) -> None:
+        """Several processes at once."""
+        killed(self, 6, rounds=2, workers=2)
+
     def test_at_calls(self) -> None:
         """At some system calls of the way from the network to the disk and back; ``make torture`` takes them all."""
         killed_at_calls(self, 4, limit=3)

@@ -40,6 +40,7 @@ def _kill(case: SynchronousTestCase, seed: int, source: random.Random) -> Tally:
         duplicate=source.choice(DUPLICATE),
         sync=source.choice(["always", "never"]),
         index=source.random() < 0.7,
+        workers=source.choice([1, 2, 3]),
     )
 
 

@@ -9,7 +9,18 @@ import subprocess
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.faults.load import FaultServer, Ledger, Load, Tally, check, check_hidden, check_index, plans
+from tests.faults.load import (
+    FaultServer,
+    Ledger,
+    Load,
+    Tally,
+    check,
+    check_hidden,
+    check_index,
+    kill_group,
+    plans,
+    wait_until_unused,
+)
 from tests.server import environment, temporary_directory, twistd
 
 ASSOCIATIONS = 8
@@ -25,6 +36,7 @@ def killed(
     sync: str = "always",
     index: bool = True,
     instances: int = 12,
+    workers: int = 1,
 ) -> Tally:
     """*rounds* times SIGKILL while eight associations send, each about *instances* more a round.
 
@@ -35,6 +47,7 @@ def killed(
     source = random.Random(seed)
     storage = temporary_directory(case) / "received"
     options: list[object] = ["--naming", naming, "--duplicate", duplicate, "--sync", sync]
+    options += ["--workers", workers]
     if not index:
         options.append("--no-index")
     ledger = Ledger(duplicate, naming)
@@ -92,11 +105,13 @@ def _kill_at_start(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         process.wait(source.uniform(0.2, 1.0))
     except subprocess.TimeoutExpired:
         pass
     finally:
-        process.kill()
+        kill_group(process)
         process.wait()
+        wait_until_unused(storage)

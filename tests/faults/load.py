@@ -7,18 +7,20 @@ and answered; :func:`check` compares it with a storage directory and raises :cla
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
 import random
 import signal
 import sqlite3
+import subprocess
 import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -297,9 +299,15 @@ class FaultServer(Server):
         self.storage = storage
 
     def kill(self) -> None:
-        """Have it die at once. To be called from any thread."""
+        """Have it die at once, with its workers. To be called from any thread."""
         self._stopped = True
-        self.send_signal(signal.SIGKILL)
+        kill_group(self.process)
+
+    def wait(self) -> int:
+        """See Server; the workers have ended, too."""
+        code = super().wait()
+        wait_until_unused(self.storage)
+        return code
 
     def __enter__(self) -> FaultServer:
         return self
@@ -308,6 +316,18 @@ class FaultServer(Server):
         if self.process.poll() is None:
             self.kill()
             self.wait()
+
+
+def kill_group(process: subprocess.Popen[Any]) -> None:
+    """Kill a process and all that it has started, which are a group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_until_unused(storage: pathlib.Path) -> None:
+    """Wait until no process has the archive any more."""
+    with contextlib.suppress(FileNotFoundError), open(storage / ".storescp" / "lock", "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def check(storage: pathlib.Path, ledger: Ledger) -> int:
@@ -363,7 +383,8 @@ def empty_directories(storage: pathlib.Path) -> list[str]:
 
 def check_hidden(storage: pathlib.Path) -> None:
     """Nothing is left of what was not finished. Raises Violation."""
-    if litter := os.listdir(storage / ".storescp" / "incoming"):
+    hidden = storage / ".storescp" / "incoming"
+    if litter := [str(path) for path in hidden.rglob("*") if not path.is_dir()]:
         raise Violation(f"left in .storescp/incoming: {litter}")
 
 
