@@ -159,6 +159,7 @@ PEERS = (
     Peer("raw-sync", "raw copy, synced", _rawcopy("--sync")),
     Peer("orthanc-sync", "Orthanc, synced", _orthanc(sync=True), _NODELAY),
     # Measured by the sweeps, or when asked for by name.
+    Peer("storescp-workers", "storescp, workers", _storescp("--sync", "never", "--workers", "auto")),
     Peer("storescp-flat", "storescp, flat", _storescp("--sync", "never", "--naming", "flat")),
     Peer("dcmtk-nagle", "DCMTK, Nagle", _dcmtk()),
     Peer("dcmtk-fork", "DCMTK --fork", _dcmtk("--fork"), _NODELAY),
