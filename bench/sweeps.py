@@ -59,11 +59,17 @@ SIZES = Comparison(
 COMPARISONS = (ASSOCIATE, SCALING, SIZES)
 
 _STEPS = (1_000, 10_000, 100_000, 1_000_000)
+
+
+def _with(step: int) -> Workload:
+    return Workload(f"stored-{step}", f"8 x 1 KiB, {step:,} stored", 8, _KIB)
+
+
 STORED = Comparison(
     "stored",
     "the more instances are stored already, the same server throughout",
     ("storescp", "storescp-flat", "dcmtk", "orthanc"),
-    tuple(Workload(f"stored-{step}", f"8 x 1 KiB, {step:,} stored", 8, _KIB) for step in _STEPS),
+    tuple(map(_with, _STEPS)),
     storages=("disk",),
 )
 _MOST = {"storescp": 1_000_000}
@@ -80,11 +86,9 @@ def measure_stored(settings: Settings, report: Report, steps: Sequence[int] = _S
             with contextlib.ExitStack() as stack:
                 peers = [settings.peers[name] for name in STORED.peers if name in settings.peers]
                 servers = [Filled(stack.enter_context(Server(peer, storage))) for peer in peers]
-                for step, workload in zip(steps, STORED.workloads, strict=False):
+                for step in steps:
                     report(f"{STORED.name}, {storage.name}, {step:,} instances ...")
-                    there = [
-                        (server, server.up_to(step, workload)) for server in servers if step <= server.most
-                    ]
+                    there = [(server, server.up_to(step)) for server in servers if step <= server.most]
                     for _ in range(settings.rounds):
                         for server, result in there:
                             server.play_round(result)
@@ -100,8 +104,9 @@ class Filled:
         self._server = server
         self._stored = 0
 
-    def up_to(self, step: int, workload: Workload) -> Result:
+    def up_to(self, step: int) -> Result:
         """A result to be measured once ``step`` objects are there, which are sent now."""
+        workload = _with(step)
         result = Result(STORED, self._server.storage.name, workload, self._server.peer, objects=_MEASURED)
         while not result.trouble and (missing := (step - self._stored) // workload.associations) > 0:
             try:

@@ -36,7 +36,7 @@ from bench.peers import PEERS, Peer, PeerFailed, Place, Server, free_port
 from bench.rawcopy import c_store_rsp
 from bench.report import as_json, goals, limits, table
 from bench.storage import Storage, spread
-from bench.sweeps import ASSOCIATE, STORED, Filled, measure_stored
+from bench.sweeps import ASSOCIATE, Filled, measure_stored
 from storescp.index import Index
 
 RUN = "12345678901234567890"
@@ -425,16 +425,15 @@ class ServersTests(SynchronousTestCase):
 
     def test_stored(self) -> None:
         """What is measured with much stored already stays, and is sent to a server that has just that much."""
-        (workload, *_) = STORED.workloads
         with Server(BY_NAME["dcmtk"], self.storage) as server:
             filled = Filled(server)
-            measured = filled.up_to(40, workload)
+            measured = filled.up_to(40)
             self.assertEqual(len(list(server.place.storage.iterdir())), 40)
             filled.play_round(measured)
             self.assertEqual((measured.trouble, len(measured.samples)), ("", 1))
             there = len(list(server.place.storage.iterdir()))
             self.assertEqual(there, 40 + 8 * measured.objects)
-            filled.up_to(there, workload)
+            filled.up_to(there)
             self.assertEqual(len(list(server.place.storage.iterdir())), there)
         settings = Settings([Storage("disk", self.directory)], {"dcmtk": BY_NAME["dcmtk"]}, 1, 0.01)
         results = measure_stored(settings, lambda line: None, steps=(8, 16))
