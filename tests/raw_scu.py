@@ -192,15 +192,17 @@ class RawSCU:
         *,
         calling: str = "RAW",
         called: str = "STORESCP",
-    ) -> AAssociateAC | AAssociateRJ:
-        """Ask for an association with one context a pair (SOP class, transfer syntax); the answer."""
+    ) -> AAssociateAC | AAssociateRJ | None:
+        """Ask for an association with one context a pair (SOP class, transfer syntax); the answer, or None when the
+        server has closed the connection instead.
+        """
         proposed = (
             PresentationContext(2 * number + 1, abstract, (transfer,))
             for number, (abstract, transfer) in enumerate(contexts)
         )
         self.send(AAssociateRQ(called, calling, tuple(proposed)).encode())
         answer = self.receive()
-        assert isinstance(answer, AAssociateAC | AAssociateRJ), answer
+        assert answer is None or isinstance(answer, AAssociateAC | AAssociateRJ), answer
         if isinstance(answer, AAssociateAC):
             self._maximum_length = answer.user_information.maximum_length
         return answer
