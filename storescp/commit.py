@@ -81,8 +81,12 @@ class Committer:
 
         By one thread at a time. Raises nothing: what fails is the ``error`` of each; what had one is left alone.
         """
-        with self._exclusive:
-            self._commit(files)
+        try:
+            with self._exclusive:
+                self._commit(files)
+        except OSError as error:  # no lock to be had: nothing was done
+            for file in files:
+                file.error = file.error or error
         for file in files:
             if file.error is not None or file.exists:
                 if not file.is_open:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
+from collections.abc import Iterator
 from unittest import mock
 
+from storescp.commit import Committer
 from storescp.config import Duplicate
 from storescp.dimse import Status
 from storescp.journal import Journal
 from storescp.lost_answers import LostAnswers
 from storescp.part10 import PRIVATE_DIRECTORY
 from storescp.space import FreeSpace, SpaceLimit
+from storescp.worker import GroupCommit
 from tests.conversation import data_set
 from tests.test_part10 import failing
 from tests.test_store import PATH, StoreTestCase, origin, unavailable
@@ -138,6 +142,20 @@ class LostAnswerTests(StoreTestCase):
             self.assertIs(self.receive(data_set("1.2.3")).status, Status.OUT_OF_RESOURCES)
         self.assertEqual(self.files(), {})
         self.assertIs(self.receive(data_set("1.2.3")).status, Status.SUCCESS)
+
+    def test_no_lock(self) -> None:
+        """Where processes cannot keep out of each other's way nothing is stored, and nothing hangs."""
+
+        @contextlib.contextmanager
+        def locked() -> Iterator[None]:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+            yield
+
+        self.instances._commit = GroupCommit(
+            Committer(self.directory, self.index, self.journal, self.lost, self.duplicate, locked()).commit
+        )
+        self.assertIs(self.receive(data_set("1.2.3")).status, Status.OUT_OF_RESOURCES)
+        self.assertEqual((self.files(), self.journal.open_paths), ({}, []))
 
     def test_cannot_be_taken_back(self) -> None:
         """A file that stays although its row does not is left to the next start."""
