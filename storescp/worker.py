@@ -8,6 +8,7 @@ finished comes back by one call into the reactor.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
 
 Job = TypeVar("Job")
+
+#: What is written to an eventfd(2): a number in the machine's order.
+_ONE = (1).to_bytes(8, sys.byteorder)
 
 #: Seconds for which results may wait that nobody waits for.
 PATIENCE = 0.02
@@ -181,7 +185,7 @@ class WakingQueue(Generic[Job]):
     def put(self, item: Job) -> None:
         self._items.append(item)
         if self._idle:
-            os.eventfd_write(self._event, 1)
+            os.write(self._event, _ONE)
 
     def get_nowait(self) -> Job:
         """Raises IndexError when there is nothing."""
@@ -197,11 +201,11 @@ class WakingQueue(Generic[Job]):
                 pass
             self._idle.add(me)
             if not self._items:  # else it came before anybody knew that we wait
-                os.eventfd_read(self._event)
+                os.read(self._event, 8)  # which goes on after a signal, unlike os.eventfd_read
             self._idle.discard(me)
             # One event may stand for several items: somebody else has to take the others.
             if len(self._items) > 1 and self._idle:
-                os.eventfd_write(self._event, 1)
+                os.write(self._event, _ONE)
 
 
 class _Group(Generic[Job]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -188,6 +189,20 @@ class ThreadTests(TestCase):
         worker.put(0)
         worker.put(1)
         return worker.drained()
+
+    def test_signals(self) -> None:
+        """Threads that wait for a job live on when a signal interrupts the system call that they wait in."""
+        worker = self.start(lambda jobs: jobs, lambda job: None, 2)
+        signal.signal(
+            signal.SIGUSR2, lambda number, frame: None
+        )  # for good: one may be on its way in the end
+        signal.siginterrupt(signal.SIGUSR2, True)
+        for _ in range(20):
+            for thread in worker._threads:
+                assert thread.ident is not None
+                signal.pthread_kill(thread.ident, signal.SIGUSR2)
+            worker.put(0)
+        self.assertTrue(all(thread.is_alive() for thread in worker._threads))
 
     def test_stop(self) -> None:
         """stop() ends all threads, even when one of them is given the ends of all."""
