@@ -185,8 +185,8 @@ class InstanceStore:
                     self._judge(job)
             except Exception as error:  # noqa: BLE001 - whatever it is becomes this instance's status
                 job.error = error
+            job.settle()  # first: who has the answer may look for what is left
             job.reply()
-            job.settle()
 
     # -- on the reactor's thread --
 
