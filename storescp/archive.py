@@ -6,14 +6,16 @@ import contextlib
 import fcntl
 import glob
 import os
+from collections.abc import Sequence
 
 from storescp.commit import Committer
 from storescp.config import Config, Sync
 from storescp.index import Index, IndexUnavailable
-from storescp.journal import Journal
+from storescp.journal import SIZE, Journal
 from storescp.lost_answers import LostAnswers
 from storescp.part10 import PRIVATE_DIRECTORY, StorageDirectory
 from storescp.recovery import recover
+from storescp.restoration import restore
 
 
 class CannotOpen(Exception):
@@ -21,7 +23,8 @@ class CannotOpen(Exception):
 
 
 class Archive:
-    """The archive that *config* describes, after whatever a crash left undone was done (``recovered``).
+    """The archive that *config* describes, after whatever a crash left undone was done (``recovered``), and put
+    back what a power cut took of it (``restored``, paths).
 
     Only one server may have it at a time. *worker* is the number of one of its processes, where it has several:
     they share all but their journals and hidden names. ``lock`` is the descriptor that keeps other servers out, as
@@ -29,6 +32,7 @@ class Archive:
     """
 
     lock = -1
+    restored: Sequence[str] = ()
 
     def __init__(self, config: Config, worker: int | None = None) -> None:
         root = config.storage_dir
@@ -52,15 +56,23 @@ class Archive:
                     name = f"journal-{worker}"
                     exclusive = _FileLock(os.path.join(private, "commit-lock"))
                     stack.callback(exclusive.close)
-                journal = Journal(os.path.join(private, name), sync=sync)
+                together = self.directory.sync_together if sync else None
+                journal = Journal(os.path.join(private, name), together, _journal_size(private))
                 stack.callback(journal.close)
-                self.recovered = [recover(self.directory, self.index, journal, lost, config.digest)]
+                others = []
                 if worker is None:  # of a server that had several processes, perhaps more than now
                     for path in glob.glob(os.path.join(glob.escape(private), "journal-*[0-9]")):
-                        other = Journal(path, sync=sync)
-                        self.recovered.append(recover(self.directory, self.index, other, lost, config.digest))
-                        other.close()
-                        os.unlink(path)
+                        if not path.endswith(".2"):
+                            others.append(Journal(path, together))
+                    # While a server lives, so does what its system has not written yet.
+                    journals = (journal, *others)
+                    self.restored = restore(self.directory, [e for j in journals for e in j.events])
+                self.recovered = [
+                    recover(self.directory, self.index, one, lost, config.digest)
+                    for one in (journal, *others)
+                ]
+                for other in others:
+                    other.remove()
             except BlockingIOError:
                 raise CannotOpen(f"the storage directory {str(root)!r} is in use by another server") from None
             except OSError as error:
@@ -90,6 +102,12 @@ class _FileLock:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _journal_size(directory: str) -> int:
+    """Bytes: on a small disk it must not take much of the room."""
+    status = os.statvfs(directory)
+    return min(SIZE, status.f_blocks * status.f_frsize // 200)
 
 
 def _lock(directory: str) -> int:

@@ -1,22 +1,26 @@
 """From a complete file to an instance that may be answered: name, directories, row. Blocking; no Twisted.
 
 What belongs here: what happens to a group of files together, and what becomes of one whose name is taken.
-The order makes the promise: the content is synced before it has a name, the journal knows of the name before
-it is given, and only what has a durable name and a row is a success. Everything else is taken back.
+The order makes the promise: the content is on the disk before it has a name, the journal knows of the name before
+it is given, and only what has a durable name and a row is a success. Everything else is taken back. Of a small
+file it is the journal that has content and name on the disk, of a large one the file and its directory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from storescp.config import Duplicate
 from storescp.index import Index, ReceivedInstance
-from storescp.journal import Journal
+from storescp.journal import Beginning, Journal
+from storescp.journal_file import Content, Pieces
 from storescp.lost_answers import LostAnswers
 from storescp.part10 import StorageDirectory, UnnamedFile
+from storescp.restoration import rewrite
 from storescp.stored_file import NotAnInstance, open_file, read_file_head, same_data_set
 
 
@@ -27,13 +31,16 @@ class DuplicateInstance(Exception):
 class CompleteFile(Protocol):
     """A file that waits for its name.
 
+    ``content`` is its bytes, if the journal is to have them; else the file is synced.
     ``data_set_offset`` in bytes; ``replaced`` is the hidden name of what it took the place of. The commit sets
-    ``error``, ``exists`` (the name is taken: :meth:`Committer.judge` it) and ``is_open`` (the journal waits for
-    the sender to have its answer).
+    ``error``, ``exists`` (the name is taken: :meth:`Committer.judge` it), ``is_begun`` and ``is_open`` (the journal
+    waits for the sender to have its answer).
     """
 
     path: str
     file: UnnamedFile | None
+    content: Pieces
+    is_begun: bool
     data_set_offset: int
     transfer_syntax_uid: str
     replaced: str | None
@@ -68,37 +75,52 @@ class Committer:
         self._exclusive = exclusive or contextlib.nullcontext()
         self._again: set[str] = set()  # lost ones that were sent again, and answered,
         self._found: set[str] = set()  # and those of them whose answer has arrived
+        self._journal_turn = (
+            threading.Lock()
+        )  # what the journal has the content of has its name when it is rotated
         self._index_turn = threading.Lock()
-        if index is not None and directory.sync:
-            journal.settle_index = self._settle_index
+        self._in_doubt = False  # what was to be flushed
+        if directory.sync:
+            journal.settle = self._settle
 
-    def begin(self, paths: Sequence[str]) -> None:
-        """Files are about to be given *paths*. By one thread at a time. Raises OSError and IndexUnavailable."""
-        self._journal.begin(paths)
+    def checkpoint(self) -> None:
+        """Bring to the disk what only the journal has there, so that it can forget it.
+
+        Any thread may. Raises OSError and IndexUnavailable.
+        """
+        with self._journal_turn:
+            self._journal.rotate()
+        self._journal.settle_old()
 
     def commit(self, files: Sequence[CompleteFile]) -> None:
-        """Give *files*, which were begun and whose content is synced, their names and rows, together.
+        """Bring *files* to the disk, and give them their names and rows, together.
 
         By one thread at a time. Raises nothing: what fails is the ``error`` of each; what had one is left alone.
         """
-        try:
-            with self._exclusive:
-                self._commit(files)
-        except OSError as error:  # no lock to be had: nothing was done
+        with self._journal_turn:
+            self._begin([file for file in files if file.error is None])
+            try:
+                with self._exclusive:
+                    self._give_names(files)
+            except OSError as error:  # no lock to be had
+                for file in files:
+                    file.error = file.error or error
             for file in files:
-                file.error = file.error or error
-        for file in files:
-            if file.error is not None or file.exists:
-                if not file.is_open:
-                    self._journal.end(file.path)
-            else:
-                file.is_open = True
+                if file.error is None and not file.exists:
+                    file.is_open = True
+            undone = [file for file in files if file.is_begun and not file.is_open]
+            for file in undone:
+                self._journal.end(file.path)
+            if void := [file.path for file in undone if file.content]:
+                # If not even that can be written, the journal is begun anew before anything else is.
+                with contextlib.suppress(OSError):
+                    self._journal.void(void)
 
-    def _commit(self, files: Sequence[CompleteFile]) -> None:
+    def _give_names(self, files: Sequence[CompleteFile]) -> None:
         named: list[CompleteFile] = []
         try:
             for file in files:
-                if file.error is not None:
+                if file.error is not None or file.exists:
                     continue
                 try:
                     self._name(file)
@@ -108,7 +130,7 @@ class Committer:
                     if not file.exists:
                         named.append(file)
             if named:
-                self._directory.sync_directories(file.path for file in named)
+                self._directory.sync_directories(file.path for file in named if not file.content)
                 if self._index is not None:
                     with self._index_turn:
                         self._index.add([file.row() for file in named])
@@ -117,6 +139,31 @@ class Committer:
                 file.error = file.error or error
             for file in named:
                 self._take_back(file)
+
+    def _begin(self, files: Sequence[CompleteFile]) -> None:
+        new = []
+        for file in files:
+            # The journal must not have the content of one that gets no name.
+            if (
+                self._directory.sync
+                and self.duplicate is not Duplicate.REPLACE
+                and self._directory.has(file.path)
+            ):
+                file.exists = True
+            else:
+                new.append(file)
+        large = [file for file in new if not file.content] if self._directory.sync else []
+        if new:
+            try:
+                failures = self._journal.begin(map(_beginning, new), [_descriptor(file) for file in large])
+            except Exception as error:  # noqa: BLE001 - whatever it is becomes the status of these
+                for file in new:
+                    file.error = error
+            else:
+                for file in new:
+                    file.is_begun = True
+                for file, failure in zip(large, failures, strict=True):
+                    file.error = failure
 
     def judge(self, file: CompleteFile) -> None:
         """Decide on a *file* whose name is taken. Raises DuplicateInstance unless that is a success, and OSError."""
@@ -151,10 +198,23 @@ class Committer:
                     self._lost.add(path)
                     self._journal.end(path)
 
-    def _settle_index(self) -> None:
-        assert self._index is not None
-        with self._index_turn:
-            self._index.make_durable()
+    def _settle(self, contents: Mapping[str, Content]) -> None:
+        """The journal is about to forget these *contents*, and what the index has been told."""
+        try:
+            if self._in_doubt:
+                # The system tells of an error once, and then takes for written what is not.
+                for path, content in contents.items():
+                    if self._directory.inode_of(path) == content.inode:  # else it was replaced, or taken away
+                        rewrite(self._directory, {path: content})
+            else:
+                self._directory.flush(contents)
+        except OSError:
+            self._in_doubt = True
+            raise
+        self._in_doubt = False
+        if self._index is not None:
+            with self._index_turn:
+                self._index.make_durable()
 
     def _name(self, file: CompleteFile) -> None:
         assert file.file is not None
@@ -187,3 +247,12 @@ class Committer:
                 )
         except NotAnInstance:
             return False
+
+
+def _beginning(file: CompleteFile) -> Beginning:
+    return Beginning(file.path, os.fstat(_descriptor(file)).st_ino, file.content)
+
+
+def _descriptor(file: CompleteFile) -> int:
+    assert file.file is not None
+    return file.file.descriptor

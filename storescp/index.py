@@ -20,7 +20,8 @@ from urllib.parse import quote
 
 from storescp import dataset_head as tags
 from storescp.dataset_head import Head
-from storescp.index_schema import SCHEMA_VERSION, create_or_upgrade, schema_of, sync
+from storescp.flushing import sync_path
+from storescp.index_schema import SCHEMA_VERSION, create_or_upgrade, schema_of
 
 #: Series whose number is remembered, so that their next instances need no look-up; some 2 MiB.
 KNOWN_SERIES = 4096
@@ -231,9 +232,9 @@ class Index:
         try:
             self._ready()
             with contextlib.suppress(FileNotFoundError):  # nobody has written since all was copied back
-                sync(self._path + "-wal")
+                sync_path(self._path + "-wal")
             if not self._named:
-                sync(os.path.dirname(self._path))
+                sync_path(os.path.dirname(self._path))
                 self._named = True
         except (sqlite3.Error, OSError) as error:
             raise self._unavailable(error) from error

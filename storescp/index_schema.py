@@ -12,6 +12,8 @@ import sqlite3
 from importlib import resources
 from urllib.parse import quote
 
+from storescp.flushing import sync_path
+
 #: The schema that is written. A database of a lower number is upgraded, one of a higher number is not touched.
 SCHEMA_VERSION = 2
 
@@ -76,19 +78,10 @@ def _back_up(path: str, target: str) -> None:
         ):
             source.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")  # one file, which may be moved
-        sync(new)
+        sync_path(new)
         os.rename(new, target)
-        sync(os.path.dirname(target))
+        sync_path(os.path.dirname(target))
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(new)
         raise
-
-
-def sync(path: str) -> None:
-    """Wait until the content of the file or directory *path* is on the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,148 +1,199 @@
 """The journal: which instances may be on the disk without everybody knowing it yet. Blocking; no Twisted.
 
 What belongs here: the paths that are being given to files, from just before until it is known whether the sender
-has had its answer. Whatever dies meanwhile, the next start finds them here, and looks at these few files instead of
-the whole archive (:mod:`storescp.recovery`). The index need not reach the disk with every commit for the
-same reason: what it may have lost is in the journal.
+has had its answer; and the whole bytes of small files. One sync of the journal is then all that a group of those
+waits for: they, their directories and the index reach the disk later, all together. Whatever dies meanwhile, the
+next start finds here what it has to look at, instead of the whole archive (:mod:`storescp.recovery`), and what a
+power cut took (:mod:`storescp.restoration`).
 
-The file holds a line for each event: ``+PATH`` before a file is given that name, ``-PATH`` when that is
-settled. It is made with its full size and overwritten from the start: syncing that costs no metadata. Lines
-end where the zeros begin. When it is full it is begun anew with what is open.
+There are two files, used in turn. When one is full, or a moment has passed, the other is begun with what is open;
+the first is needed until all that it answers for is on the disk otherwise: that is settled meanwhile.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from storescp.part10 import sync_directory
+from storescp.journal_file import (
+    ANEW,
+    BEGUN,
+    CONTENT,
+    SETTLED,
+    VOID,
+    Content,
+    Event,
+    JournalFile,
+    Pieces,
+    Sync,
+    line,
+    read,
+)
 
-#: Bytes of a journal; some 8,000 instances until it is begun anew with what is still open.
-SIZE = 1024 * 1024
+#: Bytes of one of the two files, unless a single frame has more: thousands of small instances.
+SIZE = 64 * 1024 * 1024
+
+
+class Beginning(NamedTuple):
+    """A file is about to be given *path*; *content* is its bytes, if they are not on the disk yet."""
+
+    path: str
+    inode: int = 0
+    content: Pieces = ()
 
 
 class Journal:
-    """The journal at *path*, made if missing. Raises OSError, as every method does.
+    """The journal at *path* and beside it, made if missing. Raises OSError, as every method does.
 
-    *sync*: what :meth:`begin` writes is on the disk when it returns. ``settle_index`` is called before lines are
-    forgotten that the index is to answer for. ``found`` are the paths that the last process left, settled or
-    not. All but :meth:`end` must be called by one thread at a time.
+    What :meth:`begin` writes is on the disk when it returns, if there is a *sync*. ``settle`` is called with what is
+    about to be forgotten: when it returns, the files at these paths are on the disk, and so is the index. ``events``
+    is what the last process left, ``found`` the paths among it, settled or not; :meth:`reset` has to follow. All
+    but :meth:`end` and :meth:`settle_old` must be called by one thread at a time.
     """
 
-    def __init__(self, path: str, *, sync: bool, size: int = SIZE) -> None:
-        self.settle_index: Callable[[], None] = lambda: None
-        self._path = path
-        self._sync = sync
+    def __init__(self, path: str, sync: Sync | None, size: int = SIZE) -> None:
+        self.settle: Callable[[Mapping[str, Content]], None] = lambda contents: None
+        self.paths = (path, path + ".2")
+        # The older of the two first.
+        found = sorted(map(read, self.paths), key=lambda events: events[-1].stamp if events else 0)
+        self.events = [event for events in found for event in events]
+        # How often a path was begun and not ended, and the inode of the last one that is synced.
+        self._open: dict[str, tuple[int, int]] = {}
+        for event in self.events:
+            self._count(event)
+        begun = (event.path for event in self.events if event.kind in (BEGUN, CONTENT))
+        self.found = list(dict.fromkeys(begun))
         self._size = size
         self._ended: deque[str] = deque()
-        self._lines: list[str] = []  # of what has ended, not written yet
-        self.found, self._open = _read(path)
-        self._file = -1
-        self._position = self._end = 0
+        self._lines: list[bytes] = []  # of what has ended, not written yet
+        self._file, self._other = (JournalFile(name, sync) for name in self.paths)
+        if self.events and self.events[-1].file == self.paths[1]:
+            self._file, self._other = self._other, self._file
+        self._is_reset = False
+        self._is_usable = False
+        self._is_used = False
+        self._contents: dict[str, Content] = {}
+        self._old: dict[str, Content] | None = None  # what the other file still answers for
+        self._settling = threading.Lock()
 
     @property
     def open_paths(self) -> list[str]:
         """The paths that were begun and not ended, oldest first."""
-        self._settle()
+        self._take_ends()
         return list(self._open)
 
-    def begin(self, paths: Iterable[str]) -> None:
-        """Files are about to be given *paths*."""
-        self._settle()
-        lines, self._lines = self._lines, []
-        for path in paths:
-            self._open[path] = self._open.get(path, 0) + 1
-            lines.append(f"+{path}\n")
-        data = "".join(lines).encode("ascii")
-        if self._file < 0 or self._position + len(data) > self._end:
-            self.restart()
-            return
-        try:
-            written = os.pwrite(self._file, data, self._position)
-            if written != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._path)
-            if self._sync:
-                os.fdatasync(self._file)
-        except OSError:
-            self._forget_file()  # nobody knows what it holds now: the next one begins anew
-            raise
-        self._position += written
+    def begin(self, beginnings: Iterable[Beginning], descriptors: Sequence[int] = ()) -> list[OSError | None]:
+        """These files are about to get their names; those of *descriptors* are synced at the same time.
+
+        Returns what became of the latter. When it raises nothing was begun.
+        """
+        self._take_ends()
+        beginnings = list(beginnings)
+        sizes = [sum(map(len, begun.content)) for begun in beginnings]
+        lines = b"".join(
+            line(CONTENT, begun.path, size) if size else line(BEGUN, begun.path, begun.inode)
+            for begun, size in zip(beginnings, sizes, strict=True)
+        )
+        ended = b"".join(self._lines)
+        if not self._is_usable or self._file.position + len(ended) + len(lines) + sum(sizes) > self._size:
+            self._switch()
+            ended = b""
+        offset, failures = self._append(ended + lines, [begun.content for begun in beginnings], descriptors)
+        for begun, size in zip(beginnings, sizes, strict=True):
+            count, inode = self._open.get(begun.path, (0, 0))
+            # Of a file that is not on the disk yet the inode must not be taken for that of one that is.
+            self._open[begun.path] = count + 1, inode if size else begun.inode or inode
+            if size:
+                self._contents[begun.path] = Content(self._file.path, offset, size, begun.inode)
+                offset += size
+        return failures
+
+    def void(self, paths: Iterable[str]) -> None:
+        """The last contents of *paths* did not become files."""
+        self._append(b"".join(line(VOID, path) for path in paths))
 
     def end(self, path: str) -> None:
         """One beginning of *path* is settled. Costs nothing: it is written with what begins next. Any thread may."""
         self._ended.append(path)
 
-    def restart(self) -> None:
-        """Begin the file anew with what is open."""
-        self._settle()
-        self._lines.clear()
-        self._forget_file()
-        self.settle_index()
-        data = "".join(f"+{path}\n" * count for path, count in self._open.items()).encode("ascii")
-        new = self._path + ".new"
-        file = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
-        try:
-            content = data + bytes(max(self._size - len(data), self._size // 2))
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(file, rest) :]
-            if self._sync:
-                os.fsync(file)
-            os.rename(new, self._path)
-            if self._sync:
-                sync_directory(os.path.dirname(self._path))
-        except OSError:
-            os.close(file)
-            raise
-        self._file, self._position, self._end = file, len(data), len(content)
+    def rotate(self) -> None:
+        """Begin the other file, unless it has to be settled yet; nothing happens when nothing has happened."""
+        if self._is_used and self._old is None:
+            self._switch()
+
+    def settle_old(self) -> None:
+        """Settle what only the file that is full answers for. Any thread may."""
+        with self._settling:
+            if self._old is not None:
+                self.settle(self._old)
+                self._other.erase()
+                self._old = None
 
     def reset(self) -> None:
-        """Nothing is open."""
+        """All that was found is settled, and nothing is open."""
         self._ended.clear()
+        self._lines.clear()
         self._open.clear()
-        self.restart()
+        self.events = []
+        # The older one first: what it says of a path must not outlive what the newer one says.
+        for file in (self._other, self._file):
+            file.restart(b"")
+        self._is_reset = self._is_usable = True
 
     def close(self) -> None:
-        """Leave what is open for the next start."""
+        """Settle everything; what is open is left for the next start, and all if there was no :meth:`reset`."""
         try:
-            self.restart()
+            if self._is_reset and (self._is_used or not self._is_usable):
+                self._switch()
+            self.settle_old()
         finally:
-            self._forget_file()
+            self._file.close()
+            self._other.close()
 
-    def _settle(self) -> None:
+    def remove(self) -> None:
+        """Take away what was reset."""
+        self._file.close()
+        self._other.close()
+        for path in (self._other.path, self._file.path):
+            os.unlink(path)
+
+    def _switch(self) -> None:
+        self.settle_old()
+        self._take_ends()
+        lines = (line(BEGUN, path, inode) * count for path, (count, inode) in self._open.items())
+        self._other.restart(b"".join(lines))
+        self._lines.clear()
+        self._file, self._other = self._other, self._file
+        self._old, self._contents = self._contents, {}
+        self._is_usable, self._is_used = True, False
+
+    def _append(
+        self, lines: bytes, contents: Iterable[Pieces] = (), descriptors: Sequence[int] = ()
+    ) -> tuple[int, list[OSError | None]]:
+        self._is_used = True
+        self._lines.clear()
+        try:
+            return self._file.append(lines, contents, descriptors)
+        except OSError:
+            self._is_usable = False  # nobody knows what is in it now
+            raise
+
+    def _take_ends(self) -> None:
         while self._ended:  # others may add to it meanwhile
-            path = self._ended.popleft()
-            self._lines.append(f"-{path}\n")
-            count = self._open.pop(path, 0)
+            event = Event("", 0, SETTLED, self._ended.popleft())
+            self._lines.append(line(SETTLED, event.path))
+            self._count(event)
+
+    def _count(self, event: Event) -> None:
+        count, inode = self._open.get(event.path, (0, 0))
+        if event.kind in (BEGUN, CONTENT):
+            self._open[event.path] = count + 1, event.inode or inode
+        elif event.kind == ANEW:
+            self._open.clear()
+        elif event.kind == SETTLED:
+            self._open.pop(event.path, None)
             if count > 1:
-                self._open[path] = count - 1
-
-    def _forget_file(self) -> None:
-        file, self._file = self._file, -1
-        if file >= 0:
-            with contextlib.suppress(OSError):
-                os.close(file)
-
-
-def _read(path: str) -> tuple[list[str], dict[str, int]]:
-    """All paths begun, and path -> how often it was begun and not ended. A line that is cut short never counted."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except FileNotFoundError:
-        return [], {}
-    begun: dict[str, None] = {}
-    still_open: dict[str, int] = {}
-    for line in content.partition(b"\0")[0].split(b"\n")[:-1]:
-        name = line[1:].decode("ascii", "replace")
-        if line[:1] == b"+":
-            begun[name] = None
-            still_open[name] = still_open.get(name, 0) + 1
-        elif still_open.get(name, 0) > 1:
-            still_open[name] -= 1
-        else:
-            still_open.pop(name, None)
-    return list(begun), still_open
+                self._open[event.path] = count - 1, inode

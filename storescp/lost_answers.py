@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from storescp.part10 import sync_directory
+from storescp.flushing import sync_path
 
 #: More are not remembered: they would be peers that never release an association.
 MAXIMUM = 10_000
@@ -37,7 +37,7 @@ class LostAnswers:
         os.close(os.open(self._mark(path), os.O_CREAT | os.O_WRONLY, 0o666))
         self._count += 1
         if self._sync:
-            sync_directory(self._directory)
+            sync_path(self._directory)
 
     def discard(self, path: str) -> None:
         try:

@@ -16,12 +16,14 @@ import struct
 from collections.abc import Iterable, Sequence
 
 from storescp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from storescp.flushing import ParallelSync, can_sync_file_system, sync_file_system, sync_path
 
 #: The directory under the storage directory that holds what is not an instance.
 PRIVATE_DIRECTORY = ".storescp"
 
 _SHORT = struct.Struct("<HH2sH")
-_IOV_MAX = 1024  # pieces that one writev takes on Linux
+#: Pieces that one writev takes on Linux.
+IOV_MAX = 1024
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -86,21 +88,27 @@ class StorageDirectory:
         os.makedirs(self._hidden, exist_ok=True)
         if sync:
             for directory in (private, self.root, os.path.dirname(self.root)):
-                sync_directory(directory)
+                sync_path(directory)
+        self.sync_together = ParallelSync()
         self._numbers = itertools.count()
         self._proc = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+        self._root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        #: Of the file system that one call syncs.
+        self._device = os.stat(self._root).st_dev if sync and can_sync_file_system(self.root) else -1
         self._durable: set[str] = set()
-        # What is synced without a name is, for a file system without a journal, a file that nobody wants: a power
-        # cut soon after the naming would take it. Where it must last, it has a name from the beginning.
-        self._anonymous = not sync
+        self._anonymous = True
         self.create().close()
 
     def close(self) -> None:
         os.close(self._proc)
+        os.close(self._root)
+        self.sync_together.close()
 
-    def create(self) -> UnnamedFile:
-        """A new file without a name. Raises OSError."""
-        if self._anonymous:
+    def create(self, *, is_safe: bool = False) -> UnnamedFile:
+        """A new file without a name; its content *is_safe* elsewhere until it is flushed. Raises OSError."""
+        # What is synced without a name is, for a file system without a journal, a file that nobody wants: a power
+        # cut soon after the naming would take it. Where it must last, it has a name from the beginning.
+        if self._anonymous and (is_safe or not self.sync):
             try:
                 return UnnamedFile(os.open(self._hidden, os.O_TMPFILE | os.O_RDWR, 0o666), None)
             except OSError as error:
@@ -160,7 +168,7 @@ class StorageDirectory:
         target = self.path_of(path)
         os.rename(old, target)
         if self.sync:
-            sync_directory(os.path.dirname(target))
+            sync_path(os.path.dirname(target))
 
     def forget(self, old: str) -> None:
         """End :meth:`replace`."""
@@ -172,7 +180,7 @@ class StorageDirectory:
         os.unlink(target)
         remaining = self.prune(path)
         if self.sync:
-            sync_directory(remaining)
+            sync_path(remaining)
 
     def prune(self, path: str) -> str:
         """Take away the directories above *path* that are empty; returns the first that stays."""
@@ -189,15 +197,44 @@ class StorageDirectory:
         """Where the file at *path* below the root is."""
         return os.path.join(self.root, path)
 
+    def has(self, path: str) -> bool:
+        """Whether the name is taken."""
+        return os.path.lexists(self.path_of(path))
+
+    def inode_of(self, path: str) -> int:
+        """Of the file that has the name; 0 when there is none. Raises OSError."""
+        try:
+            return os.lstat(self.path_of(path)).st_ino
+        except FileNotFoundError:
+            return 0
+
     def sync_file(self, path: str) -> None:
         """Make a file that has its name already durable, content and name. Raises OSError."""
         if self.sync:
-            descriptor = os.open(self.path_of(path), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_path(self.path_of(path))
             self.sync_directories([path])
+
+    def flush(self, paths: Iterable[str]) -> None:
+        """Make files that have got their names durable, as :meth:`sync_file`, all at once. Raises OSError.
+
+        Those that are gone again are nobody's business.
+        """
+        if not self.sync:
+            return
+        apart = []  # where the call does not do for all, or something is mounted below the root
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(self.path_of(path)).st_dev != self._device:
+                    apart.append(path)
+        if self._device >= 0:
+            sync_file_system(self._root)
+        names = set(map(self.path_of, apart))
+        directories = names
+        while directories := {os.path.dirname(name) for name in directories if name != self.root}:
+            names |= directories
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                sync_path(name)
 
     def sync_directories(self, paths: Iterable[str]) -> None:
         """Make the names given to *paths* durable: their directories, each once. Raises OSError."""
@@ -210,8 +247,14 @@ class StorageDirectory:
             while directory not in self._durable and directory != self.root:
                 directory = os.path.dirname(directory)
                 pending.add(directory)
-        for directory in sorted(pending, key=len, reverse=True):
-            sync_directory(directory)
+        with contextlib.ExitStack() as stack:
+            descriptors = []
+            for directory in pending:
+                descriptors.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
+                stack.callback(os.close, descriptors[-1])
+            for failure in self.sync_together(descriptors, directories=True):
+                if failure is not None:
+                    raise failure
         if len(self._durable) > 100_000:
             self._durable.clear()
         self._durable |= pending
@@ -248,8 +291,8 @@ class UnnamedFile:
 
     def write(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Append *pieces*, all of them: a full disk shows first as a short count. Raises OSError."""
-        for start in range(0, len(pieces), _IOV_MAX):
-            part = pieces[start : start + _IOV_MAX]
+        for start in range(0, len(pieces), IOV_MAX):
+            part = pieces[start : start + IOV_MAX]
             wanted = sum(map(len, part))
             written = os.writev(self.descriptor, part)
             self.size += written
@@ -276,15 +319,6 @@ class UnnamedFile:
         finally:
             if self.name is not None:
                 os.unlink(self.name)
-
-
-def sync_directory(directory: str) -> None:
-    """Wait until the names in *directory* are on the disk. Raises OSError."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _element(element: int, vr: bytes, value: bytes) -> bytes:

@@ -11,20 +11,15 @@ from twisted.logger import Logger
 
 from storescp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from storescp.archive import Archive
-from storescp.config import Config, Sync
+from storescp.config import Config
 from storescp.index import IndexUnavailable
 from storescp.negotiation import Policy
 from storescp.protocol import AssociationFactory, AssociationProtocol, Limits
-from storescp.recovery import Recovered
 from storescp.scp import StorageSCP
 from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION
 from storescp.space import FreeSpace
 from storescp.statistics import Occupancy, Statistics
 from storescp.store import InstanceStore
-
-#: Threads that write. Where none waits for the disk one does more than two that contend for the interpreter; where
-#: each does, the second works while the first waits. More of them spend more on each other than flushes cost.
-WRITER_THREADS = {Sync.NEVER: 1, Sync.ALWAYS: 2}
 
 
 class Receiver:
@@ -78,14 +73,13 @@ class Receiver:
         """Open the archive: as the server, or as its *worker* of this number. Raises CannotOpen."""
         config = self.config
         self._archive = archive = Archive(config, worker)
-        report(self.log, archive.recovered)
+        report(self.log, archive)
         self._store = InstanceStore(
             self._reactor,
             self._reactor,
             archive.directory,
             archive.committer,
             naming=config.naming,
-            threads=WRITER_THREADS[config.sync],
             space=FreeSpace(archive.directory.root, config.min_free, self._space_changed),
             digest=config.digest,
         )
@@ -123,9 +117,14 @@ class Receiver:
             )
 
 
-def report(log: Logger, found: list[Recovered]) -> None:
-    """Log what opening an archive after a crash has found."""
-    for recovered in found:
+def report(log: Logger, archive: Archive) -> None:
+    """Log what opening *archive* after a crash has found."""
+    if archive.restored:
+        log.warn(
+            "recovery: {count} files were not on the disk yet, and were put back from the journal",
+            count=len(archive.restored),
+        )
+    for recovered in archive.recovered:
         if recovered.entered:
             log.warn(
                 "recovery: {count} instances were stored but not in the index, and are now",

@@ -3,18 +3,14 @@
 What belongs here: the life of one instance between its first fragment and its status, and the one place
 where a failure becomes a Status. How a complete file becomes a stored one is the business of
 :mod:`storescp.commit`.
-
-A name that is being given is claimed. Whoever else wants it waits for the outcome, so that a duplicate is
-never judged by a file that is about to be taken back.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
@@ -31,10 +27,18 @@ from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore
 from storescp.naming import Naming, UnsafeUID, relative_path
 from storescp.part10 import FileMeta, StorageDirectory, UnnamedFile
 from storescp.space import FreeSpace, LowSpace
-from storescp.worker import GroupCommit, Worker
+from storescp.worker import Background, Periodic, Worker
 
 #: Bytes that make a hop to a thread worth while; an object below this makes just one.
 BATCH_BYTES = 1024 * 1024
+
+#: Bytes of a file that is synced together with others, by way of the journal: it is written twice. A larger one has a
+#: sync of its own, which costs it less than that.
+JOURNAL_BYTES = 256 * 1024
+
+#: Seconds until the journal's files are brought to the disk. For so long they may come back after a crash although
+#: somebody has taken them away.
+CHECKPOINT = 5.0
 
 #: What a piece costs beside its bytes, so that a data set in crumbs is bounded like any other.
 PIECE_OVERHEAD = 1024
@@ -52,7 +56,9 @@ class MissingUID(ValueError):
 class InstanceStore:
     """Stores instances under *directory* by way of *committer*.
 
-    *space* is asked before a file is begun; *digest*, an algorithm of hashlib, is computed of each file.
+    One thread writes: it takes all that wait, so that they share the syncs, and has the interpreter to itself while
+    the reactor sleeps. *space* is asked before a file is begun; *digest*, an algorithm of hashlib, is computed of
+    each file.
     """
 
     log = Logger()
@@ -65,7 +71,7 @@ class InstanceStore:
         committer: Committer,
         *,
         naming: Naming,
-        threads: int,
+        threaded: bool = True,
         space: FreeSpace | None = None,
         digest: str | None = None,
         wall_clock: Callable[[], float] = time.time,
@@ -76,27 +82,30 @@ class InstanceStore:
         self.digest = digest
         self.wall_clock = wall_clock
         self.worker: Worker[IncomingInstance] = Worker(
-            reactor, clock, self._run, self._done, can_wait=IncomingInstance.can_wait, threads=threads
+            reactor, clock, self._run, self._done, can_wait=IncomingInstance.can_wait, threads=int(threaded)
         )
         self.collect = self.worker.collect
         self._judge = committer.judge
-        # While the disk writes the content it may as well write the journal.
-        self._begin: GroupCommit[str] = GroupCommit(
-            committer.begin, background=directory.sync and threads > 0
-        )
-        self._commit: GroupCommit[IncomingInstance] = GroupCommit(committer.commit)
+        self._checkpoint = committer.checkpoint
+        self._checkpoints: Periodic | None = None
+        if directory.sync and threaded:
+            self._checkpoints = Periodic(self._try_checkpoint, CHECKPOINT)
+        self._commit = committer.commit
         self._acknowledged = committer.acknowledged
-        self._answers: GroupCommit[tuple[str, bool]] = GroupCommit(committer.settle, background=threads > 0)
-        self._settle = self._answers.start if threads else self._answers.add
-        self._claims: dict[str, list[IncomingInstance]] = {}
-        self._claims_lock = threading.Lock()
+        self._settle: Callable[[tuple[str, bool]], None] = lambda answer: committer.settle([answer])
+        self._answers: Background[tuple[str, bool]] | None = None
+        if threaded:
+            self._answers = Background(committer.settle)
+            self._settle = self._answers.put
         self._metas: dict[tuple[str, str, str, str], FileMeta] = {}
 
     def stop(self) -> None:
         """End the threads; call it when the worker is drained."""
         self.worker.stop()
-        self._begin.stop()
-        self._answers.stop()
+        if self._checkpoints is not None:
+            self._checkpoints.stop()
+        if self._answers is not None:
+            self._answers.stop()
 
     def begin(self, origin: Origin, flow: IFlow) -> IIncomingInstance:
         """See IInstanceStore."""
@@ -105,11 +114,11 @@ class InstanceStore:
     def acknowledged(self, path: str) -> None:
         """See IInstanceStore."""
         if not self._acknowledged(path):
-            self._settle([(path, True)])
+            self._settle((path, True))
 
     def unacknowledged(self, path: str) -> None:
         """See IInstanceStore."""
-        self._settle([(path, False)])
+        self._settle((path, False))
 
     def file_meta(self, origin: Origin) -> bytes:
         """The beginning of the file of an instance."""
@@ -138,48 +147,22 @@ class InstanceStore:
                 job.fail(error)
         if not complete:
             return jobs
-        claimed = [job for job in complete if self._claim(job)]
-        try:
-            self._store(claimed)
-        finally:
-            again = self._release(claimed)
-        for job in again:
+        # Who wants a name that is being given waits for the outcome, so that a duplicate is never judged by a file
+        # that is about to be taken back.
+        first: dict[str, IncomingInstance] = {}
+        for job in complete:
+            first.setdefault(job.path, job)
+        waiting = [job for job in complete if first[job.path] is not job]
+        self._store(list(first.values()))
+        for job in waiting:
             self.worker.put_again(job)
-        if len(claimed) == len(complete):
-            return jobs
-        parked = {id(job) for job in complete} - {id(job) for job in claimed}
-        return [job for job in jobs if id(job) not in parked]
-
-    def _claim(self, job: IncomingInstance) -> bool:
-        with self._claims_lock:
-            waiting = self._claims.get(job.path)
-            if waiting is None:
-                self._claims[job.path] = []
-                return True
-            waiting.append(job)
-            return False
-
-    def _release(self, jobs: list[IncomingInstance]) -> list[IncomingInstance]:
-        with self._claims_lock:
-            return [waiting for job in jobs for waiting in self._claims.pop(job.path)]
+        return [job for job in jobs if job not in waiting] if waiting else jobs
 
     def _store(self, jobs: list[IncomingInstance]) -> None:
         """Make *jobs*, whose files are complete, final; each ends stored or failed."""
-        if not jobs:
-            return
-        begun = self._begin.start([job.path for job in jobs])
+        self._commit(jobs)
         for job in jobs:
-            try:
-                job.sync()
-            except OSError as error:
-                job.error = error
-        try:
-            begun()
-        except Exception as error:  # noqa: BLE001 - whatever it is becomes the status of all
-            for job in jobs:
-                job.error = job.error or error
-        self._commit.add(jobs)
-        for job in jobs:
+            job.content = ()
             try:
                 if job.exists and job.error is None:
                     self._judge(job)
@@ -187,6 +170,14 @@ class InstanceStore:
                 job.error = error
             job.settle()  # first: who has the answer may look for what is left
             job.reply()
+
+    def _try_checkpoint(self) -> None:
+        try:
+            self._checkpoint()
+        except (OSError, IndexUnavailable) as error:
+            self.log.error(
+                "what was stored last cannot be brought from the journal to its place: {error}", error=error
+            )
 
     # -- on the reactor's thread --
 
@@ -232,6 +223,7 @@ class IncomingInstance:
         "_store",
         "chunk",
         "chunk_held",
+        "content",
         "data_set_offset",
         "digest",
         "error",
@@ -240,6 +232,7 @@ class IncomingInstance:
         "final",
         "head",
         "is_answered",
+        "is_begun",
         "is_open",
         "origin",
         "path",
@@ -262,6 +255,7 @@ class IncomingInstance:
         self.origin = origin
         self.chunk: list[bytes | memoryview] = []
         self.chunk_held = 0
+        self.content: Sequence[bytes | memoryview] = ()
         self.final = False
         self.error: Exception | None = None
         self.file: UnnamedFile | None = None
@@ -274,6 +268,7 @@ class IncomingInstance:
         self.data_set_offset = 0
         self.digest = hashlib.new(store.digest) if store.digest is not None else None
         self.exists = False
+        self.is_begun = False
         self.is_open = False
         self.is_answered = False
         self._answer: Answer | None = None
@@ -364,22 +359,20 @@ class IncomingInstance:
         if self.file is None:
             if self._store.space is not None:
                 self._store.space.check()
-            self.file = self._store.directory.create()
+            directory = self._store.directory
+            is_small = directory.sync and self.final and self._size <= JOURNAL_BYTES
+            self.file = directory.create(is_safe=is_small)
             file_meta = self._store.file_meta(self.origin)
             self.data_set_offset = len(file_meta)
             chunk.insert(0, file_meta)
+            if is_small:
+                self.content = chunk
         if chunk:
             self.file.write(chunk)
         if self.digest is not None:
             for piece in chunk:
                 self.digest.update(piece)
         return self.final
-
-    def sync(self) -> None:
-        """The content reaches the disk, if that is wanted. Raises OSError."""
-        if self._store.directory.sync:
-            assert self.file is not None
-            self.file.sync()
 
     def reply(self) -> None:
         """It is stored: the sender need not wait until the reactor's thread has time for it."""

@@ -83,7 +83,7 @@ class Supervisor:
         Raises CannotOpen.
         """
         self._archive = archive = Archive(self.config)
-        report(self.log, archive.recovered)
+        report(self.log, archive)
         try:
             for worker in self._workers:
                 self._spawn(worker)

@@ -7,13 +7,12 @@ finished comes back by one call into the reactor.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial
-from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -208,84 +207,52 @@ class WakingQueue(Generic[Job]):
                 os.write(self._event, _ONE)
 
 
-class _Group(Generic[Job]):
-    def __init__(self) -> None:
-        self.items: list[Job] = []
-        self.ended = threading.Event()
-        self.error: Exception | None = None
+class Periodic:
+    """A thread that calls *run*, which must not raise, every *interval* seconds until it is stopped."""
 
-
-class GroupCommit(Generic[Job]):
-    """Lets threads that want the same thing committed at the same moment share one commit.
-
-    The first one in commits for all that came while it waited for its turn: on its own thread, or, if *background*,
-    on one that is there for nothing else. ``commit`` is called by one thread at a time; what it raises is raised
-    to everyone in the group.
-    """
-
-    def __init__(self, commit: Callable[[list[Job]], None], *, background: bool = False) -> None:
-        self._commit = commit
-        self._lock = threading.Lock()
-        self._turn = threading.Lock()
-        self._open: _Group[Job] | None = None
-        self._groups: SimpleQueue[_Group[Job] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        if background:
-            self._thread = threading.Thread(target=self._serve, name="storescp-commit", daemon=True)
-            self._thread.start()
-
-    def add(self, items: list[Job]) -> None:
-        """Blocks until *items* are committed."""
-        if self._thread is None and self._turn.acquire(blocking=False):
-            try:
-                self._commit(items)  # nobody else is at it: no need for a group
-            finally:
-                self._turn.release()
-            return
-        group, leading = self._join(items)
-        if leading:
-            self._lead(group)
-        self._finish(group)
-
-    def start(self, items: list[Job]) -> Callable[[], None]:
-        """Have *items* committed; what is returned must be called, and blocks until they are."""
-        if self._thread is None:
-            return partial(self.add, items)
-        group, leading = self._join(items)
-        if leading:
-            self._groups.put(group)
-        return partial(self._finish, group)
+    def __init__(self, run: Callable[[], None], interval: float) -> None:
+        self._run = run
+        self._interval = interval
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="storescp-periodic", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
-        """End the thread in the background."""
-        if self._thread is not None:
-            self._groups.put(None)
-            self._thread.join()
+        """End the thread; what it is at is waited for."""
+        self._stopped.set()
+        self._thread.join()
 
     def _serve(self) -> None:
-        while (group := self._groups.get()) is not None:
-            self._lead(group)
+        while not self._stopped.wait(self._interval):
+            self._run()
 
-    def _lead(self, group: _Group[Job]) -> None:
-        with self._turn:
-            with self._lock:
-                self._open = None
-            try:
-                self._commit(group.items)
-            except Exception as error:  # noqa: BLE001 - handed on to every thread in the group
-                group.error = error
-            finally:
-                group.ended.set()
 
-    def _join(self, items: list[Job]) -> tuple[_Group[Job], bool]:
-        with self._lock:
-            group = self._open
-            if leading := group is None:
-                group = self._open = _Group()
-            group.items += items
-        return group, leading
+class Background(Generic[Job]):
+    """A thread that calls *run*, which must not raise, with all items that wait."""
 
-    def _finish(self, group: _Group[Job]) -> None:
-        group.ended.wait()
-        if group.error is not None:
-            raise group.error
+    def __init__(self, run: Callable[[list[Job]], None]) -> None:
+        self._run = run
+        self._items: WakingQueue[Job | None] = WakingQueue()
+        self._items.open()
+        self._thread = threading.Thread(target=self._serve, name="storescp-background", daemon=True)
+        self._thread.start()
+
+    def put(self, item: Job) -> None:
+        """Have *item* run."""
+        self._items.put(item)
+
+    def stop(self) -> None:
+        """End the thread when it has run what waits."""
+        self._items.put(None)
+        self._thread.join()
+        self._items.close()
+
+    def _serve(self) -> None:
+        ended = False
+        while not ended:
+            taken = [self._items.get()]
+            with contextlib.suppress(IndexError):
+                while True:
+                    taken.append(self._items.get_nowait())
+            ended = None in taken
+            self._run([item for item in taken if item is not None])

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from unittest import mock
 
+import storescp.store
 from storescp.commit import Committer
 from storescp.config import Duplicate
 from storescp.dimse import Status
@@ -16,7 +17,6 @@ from storescp.journal import Journal
 from storescp.lost_answers import LostAnswers
 from storescp.part10 import PRIVATE_DIRECTORY
 from storescp.space import FreeSpace, SpaceLimit
-from storescp.worker import GroupCommit
 from tests.conversation import data_set
 from tests.test_part10 import failing
 from tests.test_store import PATH, StoreTestCase, origin, unavailable
@@ -73,7 +73,7 @@ class LostAnswerTests(StoreTestCase):
 
     def open_paths(self) -> list[str]:
         """What the next process would find open."""
-        return Journal(str(self.root / PRIVATE_DIRECTORY / "journal"), sync=False).open_paths
+        return Journal(str(self.root / PRIVATE_DIRECTORY / "journal"), None).open_paths
 
     def test_acknowledged(self) -> None:
         """Once the peer has the answer, the same again is a duplicate, and the journal has nothing open."""
@@ -138,7 +138,7 @@ class LostAnswerTests(StoreTestCase):
 
     def test_journal_fails(self) -> None:
         """Without the journal nothing gets a name; with it, the next one does."""
-        with mock.patch.object(os, "pwrite", failing(os.pwrite, errno.EIO)):
+        with mock.patch.object(os, "pwritev", failing(os.pwritev, errno.EIO)):
             self.assertIs(self.receive(data_set("1.2.3")).status, Status.OUT_OF_RESOURCES)
         self.assertEqual(self.files(), {})
         self.assertIs(self.receive(data_set("1.2.3")).status, Status.SUCCESS)
@@ -151,9 +151,9 @@ class LostAnswerTests(StoreTestCase):
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
             yield
 
-        self.instances._commit = GroupCommit(
-            Committer(self.directory, self.index, self.journal, self.lost, self.duplicate, locked()).commit
-        )
+        self.instances._commit = Committer(
+            self.directory, self.index, self.journal, self.lost, self.duplicate, locked()
+        ).commit
         self.assertIs(self.receive(data_set("1.2.3")).status, Status.OUT_OF_RESOURCES)
         self.assertEqual((self.files(), self.journal.open_paths), ({}, []))
 
@@ -179,7 +179,9 @@ class SyncedTests(LostAnswerTests):
         self.assertIs(self.receive(data_set("1.2.3")).status, Status.SUCCESS)
 
     def test_directory_cannot_be_synced(self) -> None:
-        """A name that does not reach the disk is taken back."""
+        """A name that does not reach the disk, of a file that has a sync of its own, is taken back."""
+        self.patch(storescp.store, "JOURNAL_BYTES", 0)
+        self.directory.sync_together.close()  # one after the other
         with mock.patch.object(os, "fsync", failing(os.fsync, errno.EIO)):
             self.assertIs(self.receive(data_set("1.2.3")).status, Status.OUT_OF_RESOURCES)
         self.assertEqual(self.files(), {})

@@ -8,12 +8,13 @@ import threading
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from storescp.store import JOURNAL_BYTES
 from tests.faults.injected import Strace
 from tests.faults.load import FaultServer
 from tests.raw_scu import RawSCU, instance, store
 from tests.server import Server, run, run_twistd, temporary_directory
 
-_CALLS = "trace=pwrite64,write,writev,fdatasync,fsync,link,linkat,sendto"
+_CALLS = "trace=pwrite64,pwritev2,pwritev,fdatasync,fsync,io_submit,io_getevents,link,linkat,sendto"
 _FINISHED = re.compile(r"(\d+) +(\w+)\((.*)\) += \d+$")
 _UNFINISHED = re.compile(r"(\d+) +(\w+)\((.*) <unfinished \.\.\.>$")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>(.*)\) += \d+$")
@@ -26,45 +27,62 @@ class _Disk:
         self.case = case
         self.answers = 0
         self.are_safe = 0
+        self.small = 0  # of which the journal has the content
         self._content: set[str] = set()  # hidden names of files whose content is synced
-        self._written: set[str] = set()  # paths that the journal was told of,
-        self._journal: set[str] = set()  # and those that a power cut would leave in it
+        self._written: dict[str, set[str]] = {"+": set(), "*": set()}  # paths that the journal was told of,
+        self._journal: dict[str, set[str]] = {
+            "+": set(),
+            "*": set(),
+        }  # and those that a power cut leaves in it
         self._named: list[str] = []  # paths without their row
         self._directories: dict[str, set[str]] = {}  # the names in each that a power cut would take
+        self._submitted: dict[str, dict[str, set[str]]] = {}  # by thread: what is being synced
 
-    def begins(self, call: str, arguments: str) -> set[str]:
-        """A call begins; returns what it will have made durable when it ends."""
+    def begins(self, thread: str, call: str, arguments: str) -> None:
+        """A call begins."""
         where = _where(arguments)
         if call == "sendto" and ', "\\4\\0' in arguments:
             self.answers += 1
             self.case.assertLessEqual(self.answers, self.are_safe, "an answer came too early")
-        elif call in ("fsync", "fdatasync"):
-            return set(self._written if where.endswith("/journal") else self._directories.get(where, ()))
-        elif where.endswith("/journal"):
-            self._written.update(re.findall(r"\+([0-9./]+dcm)\\n", arguments))
+        elif call in ("fsync", "fdatasync", "io_submit"):
+            files = re.findall(r"aio_fildes=\d+<([^>]*)>", arguments) if call == "io_submit" else [where]
+            # What comes later than the beginning may not be included.
+            self._submitted[thread] = {file: set(self._directories.get(file, ())) for file in files}
+            self._submitted[thread].update(
+                (kind, set(paths)) for kind, paths in self._written.items() if any(map(_is_journal, files))
+            )
+        elif _is_journal(where):
+            for kind, paths in self._written.items():
+                paths.update(re.findall(rf"\{kind}([0-9./]+dcm)\\t", arguments))
         elif where.endswith("index.db-wal"):
             # What is written to the index now is about names that are durable already.
             self.case.assertFalse(any(self._directories.values()), "a row came before its name was durable")
             self.are_safe += len(self._named)
             self._named.clear()
-        return set()
 
-    def ends(self, call: str, arguments: str, durable: set[str]) -> None:
+    def ends(self, thread: str, call: str, arguments: str) -> None:
         """A call has ended well."""
-        where = _where(arguments)
-        if call in ("fsync", "fdatasync"):
-            if where in self._directories:
-                self._directories[where] -= durable
-            elif where.endswith("/journal"):
-                self._journal |= durable
-            self._content.add(where)
+        if call in ("fsync", "fdatasync", "io_getevents"):
+            for where, durable in self._submitted.pop(thread).items():
+                if where in self._journal:
+                    self._journal[where] |= durable
+                elif where in self._directories:
+                    self._directories[where] -= durable
+                self._content.add(where)
         elif call in ("link", "linkat"):
-            hidden, target = re.findall(r'"([^"]*)"', arguments)
-            self.case.assertIn(hidden, self._content, "a name was given before the content was durable")
+            *_, hidden, target = re.findall(r'"([^"]*)"', arguments)
             path = target.partition("/received/")[2]
-            self.case.assertIn(path, self._journal, "a name was given before the journal was durable")
-            self._directories.setdefault(os.path.dirname(target), set()).add(target)
             self._named.append(target)
+            if path in self._journal["*"]:
+                self.small += 1  # content and name
+                return
+            self.case.assertIn(hidden, self._content, "a name was given before the content was durable")
+            self.case.assertIn(path, self._journal["+"], "a name was given before the journal was durable")
+            self._directories.setdefault(os.path.dirname(target), set()).add(target)
+
+
+def _is_journal(where: str) -> bool:
+    return where.endswith(("/journal", "/journal.2"))
 
 
 def _where(arguments: str) -> str:
@@ -77,16 +95,24 @@ class OrderTests(SynchronousTestCase):
     """No C-STORE-RSP leaves before the syncs that it stands for."""
 
     def trace(self, threads: int, each: int) -> _Disk:
-        """Associations at once, which send so many instances each."""
+        """Associations at once, which send so many instances each, every third one a large one."""
         server = Server(self, "--sync", "always")
         # The first one makes directories, the journal and the log of the index.
-        self.assertEqual(store(server.address, [("1.9", instance("1.9"))]), [0])
+        self.assertEqual(store(server.address, [("1.9", instance("1.9", pixels=bytes(JOURNAL_BYTES)))]), [0])
         output = temporary_directory(self) / "trace"
         statuses: list[object] = []
 
         def send(number: int) -> None:
             uids = [f"1.2.{number}.{count}" for count in range(each)]
-            statuses.extend(store(server.address, [(uid, instance(uid)) for uid in uids]))
+            statuses.extend(
+                store(
+                    server.address,
+                    [
+                        (uid, instance(uid, pixels=bytes(0 if n % 3 else JOURNAL_BYTES)))
+                        for n, uid in enumerate(uids)
+                    ],
+                )
+            )
 
         with Strace(server.process.pid, output, "-y", "-s", "8192", "-e", _CALLS, reactor=True) as strace:
             senders = [threading.Thread(target=send, args=(number,)) for number in range(threads)]
@@ -96,29 +122,32 @@ class OrderTests(SynchronousTestCase):
                 sender.join()
         self.assertEqual(statuses, [0] * threads * each)
         disk = _Disk(self)
-        under_way: dict[str, tuple[str, set[str]]] = {}
+        under_way: dict[str, str] = {}
         for line in strace.text.splitlines():
             if match := _FINISHED.match(line):
-                _, call, arguments = match.groups()
-                disk.ends(call, arguments, disk.begins(call, arguments))
+                thread, call, arguments = match.groups()
+                disk.begins(thread, call, arguments)
+                disk.ends(thread, call, arguments)
             elif match := _UNFINISHED.match(line):
                 thread, call, arguments = match.groups()
-                under_way[thread] = arguments, disk.begins(call, arguments)
+                under_way[thread] = arguments
+                disk.begins(thread, call, arguments)
             elif match := _RESUMED.match(line):
                 thread, call, rest = match.groups()
-                arguments, durable = under_way.pop(thread)
-                disk.ends(call, arguments + rest, durable)
+                disk.ends(thread, call, under_way.pop(thread) + rest)
         return disk
 
     def test_one_sender(self) -> None:
-        """Content and journal, then the name, then its directory, then the row, then the answer: for each instance."""
+        """Journal and content, then the name, then its directory where the journal has but the name, then the row,
+        then the answer: for each instance.
+        """
         disk = self.trace(1, 5)
-        self.assertEqual((disk.answers, disk.are_safe), (5, 5))
+        self.assertEqual((disk.answers, disk.are_safe, disk.small), (5, 5, 3))
 
     def test_many_senders(self) -> None:
         """However instances share the syncs, none is answered before its own."""
-        disk = self.trace(6, 5)
-        self.assertEqual((disk.answers, disk.are_safe), (30, 30))
+        disk = self.trace(6, 6)
+        self.assertEqual((disk.answers, disk.are_safe, disk.small), (36, 36, 24))
 
 
 class OperatorTests(SynchronousTestCase):

@@ -15,6 +15,10 @@ class InjectedErrorTests(SynchronousTestCase):
         tally = injected_errors(self, 1, index=False)
         self.assertGreater(tally.injected_errors, 60)
 
+    def test_large(self) -> None:
+        """Some of them, for an instance that has a sync of its own."""
+        injected_errors(self, 6, index=False, size=300_000, limit=40)
+
     def test_pieces(self) -> None:
         """Some of them, for an instance that is written in several pieces."""
         injected_errors(self, 2, index=False, size=3_000_000, limit=25)

@@ -25,8 +25,8 @@ PURE = (
     "statistics",
 )
 BLOCKING = (
-    *("part10", "naming", "index_schema", "index", "stored_file", "config", "space"),
-    *("journal", "lost_answers", "commit", "recovery", "archive", "scu"),
+    *("flushing", "part10", "naming", "index_schema", "index", "stored_file", "config", "space"),
+    *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive", "scu"),
     *("shared", "channel"),
 )
 OPERATOR = ("operator_archive", "operator_send", "operator", "__main__")

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.archive import Archive, CannotOpen
 from storescp.config import Config, load
 from storescp.index import Index
-from storescp.journal import Journal
+from storescp.journal import Beginning, Journal
 from storescp.part10 import PRIVATE_DIRECTORY, FileMeta
 from storescp.recovery import Recovered
 from tests.conversation import CT_IMAGE_STORAGE, EXPLICIT_VR_LITTLE_ENDIAN, data_set
@@ -54,12 +54,14 @@ class ArchiveTestCase(SynchronousTestCase):
     def journal(self, *paths: str, ended: tuple[str, ...] = (), name: str = "journal") -> None:
         """A journal that a server has left there."""
         self.private.mkdir(parents=True, exist_ok=True)
-        journal = Journal(str(self.private / name), sync=False)
-        journal.begin(paths)
+        journal = Journal(str(self.private / name), None)
+        journal.reset()
+        journal.begin(map(Beginning, paths))
         for path in ended:
             journal.end(path)
         journal.begin([])
-        journal._forget_file()
+        journal._file.close()
+        journal._other.close()
 
     def rows(self) -> dict[str, tuple[int, str | None]]:
         """Size and digest of all rows, by path."""
@@ -112,7 +114,9 @@ class RecoveryTests(ArchiveTestCase):
         self.assertEqual(self.rows(), {PATH: (len(content), None)})
         archive = self.open()
         self.assertEqual(sorted(recovered.entered for recovered in archive.recovered), [[], [], [], [other]])
-        self.assertEqual([path.name for path in self.private.glob("journal*")], ["journal"])
+        self.assertEqual(
+            sorted(path.name for path in self.private.glob("journal*")), ["journal", "journal.2"]
+        )
         self.assertEqual(os.listdir(self.private / "incoming"), [])
 
     def test_no_file(self) -> None:

@@ -113,20 +113,22 @@ class StoreTestCase(DirectoryTestCase):
         self.clock = Clock()
         self.index = MemoryIndex()
         self.flow = MemoryFlow()
-        self.journal = Journal(str(self.root / PRIVATE_DIRECTORY / "journal"), sync=self.directory.sync)
+        sync = self.directory.sync_together if self.directory.sync else None
+        self.journal = Journal(str(self.root / PRIVATE_DIRECTORY / "journal"), sync)
         self.addCleanup(self.journal.close)
-        self.journal.restart()
+        self.journal.reset()
         self.lost = LostAnswers(str(self.root / PRIVATE_DIRECTORY / "lost-answers"), sync=self.directory.sync)
         self.instances = self.make_store(self.index)
-        self.descriptors = len(os.listdir("/proc/self/fd"))
+        self.descriptors = set(os.listdir("/proc/self/fd"))
         self.addCleanup(self.check)
 
     def check(self) -> None:
-        """However an instance ends: nothing is held, claimed, under way or open."""
+        """However an instance ends: nothing is held, under way or open."""
         self.work()
         self.assertEqual(self.flow.now, 0)
-        self.assertEqual(self.instances._claims, {})
-        self.assertEqual(len(os.listdir("/proc/self/fd")), self.descriptors)
+        self.assertLessEqual(
+            set(os.listdir("/proc/self/fd")), self.descriptors
+        )  # others may have let go of some
         self.assertEqual(os.listdir(self.root / PRIVATE_DIRECTORY / "incoming"), [])
 
     def make_store(self, index: Index | None) -> InstanceStore:
@@ -136,7 +138,7 @@ class StoreTestCase(DirectoryTestCase):
             self.directory,
             Committer(self.directory, index, self.journal, self.lost, self.duplicate),
             naming=self.naming,
-            threads=0,
+            threaded=False,
             wall_clock=lambda: NOON,
         )
 
@@ -333,12 +335,11 @@ class DuplicateTests(StoreTestCase):
         self.assertStays(self.first_stays)
 
     def meanwhile(self, fail: bool) -> tuple[Outcome, Outcome]:
-        """The second one comes to another thread while the first one is being committed."""
+        """The second one comes while the first one is being committed."""
         outcomes: list[Deferred[Outcome]] = []
 
         def commit() -> None:
             outcomes.append(self.send(self.second))
-            self.instances.worker.turn()
             self.reactor.turn()
             self.assertNoResult(outcomes[0])
             if fail:
@@ -786,16 +787,16 @@ class ThreadTests(TestCase):
 
     def race(self, duplicate: Duplicate) -> Deferred[list[Outcome]]:
         """40 instances, each sent five times at once."""
-        journal = Journal(str(self.root / PRIVATE_DIRECTORY / "journal"), sync=False)
+        journal = Journal(str(self.root / PRIVATE_DIRECTORY / "journal"), None)
         lost = LostAnswers(str(self.root / PRIVATE_DIRECTORY / "lost-answers"), sync=False)
         self.addCleanup(journal.close)
+        journal.reset()
         store = InstanceStore(
             IReactorFromThreads(reactor),
             IReactorTime(reactor),
             self.directory,
             Committer(self.directory, self.index, journal, lost, duplicate),
             naming=Naming.HIERARCHICAL,
-            threads=4,
         )
         store.worker.start()
         self.addCleanup(store.stop)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from storescp.worker import PATIENCE, GroupCommit, Worker
+from storescp.worker import PATIENCE, Background, Periodic, Worker
 from tests.conversation import MemoryReactor
 
 
@@ -220,83 +220,44 @@ class ThreadTests(TestCase):
             self.assertFalse(any(thread.is_alive() for thread in worker._threads))
 
 
-class GroupCommitTests(TestCase):
-    """Commits of several threads."""
+class BackgroundTests(SynchronousTestCase):
+    """A thread for what nobody waits for."""
 
-    def test_alone(self) -> None:
-        """A thread alone commits its own items, each time."""
-        commits: list[list[int]] = []
-        group = GroupCommit(commits.append)
-        group.add([1, 2])
-        group.add([3])
-        self.assertEqual(commits, [[1, 2], [3]])
-
-    def test_error_alone(self) -> None:
-        """What the commit raises is raised, and the next one is tried."""
-        commits: list[list[int]] = []
-
-        def commit(items: list[int]) -> None:
-            commits.append(items)
-            if len(commits) == 1:
-                raise ValueError("once")
-
-        group = GroupCommit(commit)
-        self.assertRaises(ValueError, group.add, [1])
-        group.add([2])
-        self.assertEqual(commits, [[1], [2]])
-
-    def share(self, error: Exception | None) -> tuple[list[list[int]], Deferred[list[str]]]:
-        """Five threads add an item each during the first commit; the second one ends in *error*."""
-        commits: list[list[int]] = []
+    def test_all_that_waits(self) -> None:
+        """What came while the thread was busy is run together; all is run before the end."""
+        batches: list[list[int]] = []
         came: SimpleQueue[None] = SimpleQueue()
         go_on = threading.Event()
 
-        def commit(items: list[int]) -> None:
-            commits.append(list(items))
-            if len(commits) == 1:
-                came.put(None)
-                go_on.wait(30)
-            elif error is not None:
-                raise error
+        def run(items: list[int]) -> None:
+            batches.append(items)
+            came.put(None)
+            go_on.wait(30)
 
-        group = GroupCommit(commit)
-        results: list[Deferred[str]] = []
-
-        def add(item: int, result: Deferred[str]) -> None:
-            try:
-                group.add([item])
-            except ValueError as raised:
-                outcome = str(raised)
-            else:
-                outcome = "committed"
-            IReactorFromThreads(reactor).callFromThread(result.callback, outcome)
-
-        def start(item: int) -> None:
-            results.append(Deferred())
-            thread = threading.Thread(target=add, args=(item, results[-1]))
-            thread.start()
-            self.addCleanup(thread.join)
-
-        start(0)
+        background = Background(run)
+        background.put(0)
         came.get(timeout=30)
-        for item in (1, 2, 3, 4, 5):
-            start(item)
-        while group._open is None or len(group._open.items) < 5:
-            pass  # they are on their way; nobody else can be, for the first commit is under way
+        for item in (1, 2, 3):
+            background.put(item)
         go_on.set()
-        return commits, gatherResults(results)
+        background.stop()
+        self.assertEqual([item for batch in batches for item in batch], [0, 1, 2, 3])
+        self.assertEqual(batches[0], [0])
+        self.assertFalse(background._thread.is_alive())
 
-    def test_sharing(self) -> Deferred[None]:
-        """All that come while a commit is under way share the next one."""
-        commits, results = self.share(None)
 
-        def check(outcomes: list[str]) -> None:
-            self.assertEqual(outcomes, ["committed"] * 6)
-            self.assertEqual([sorted(items) for items in commits], [[0], [1, 2, 3, 4, 5]])
+class PeriodicTests(SynchronousTestCase):
+    """A thread that comes round."""
 
-        return results.addCallback(check)
+    def test_periodic(self) -> None:
+        """It comes again and again, and not after its end."""
+        calls: SimpleQueue[None] = SimpleQueue()
+        periodic = Periodic(lambda: calls.put(None), 0.001)
+        for _ in range(3):
+            calls.get(timeout=30)
+        periodic.stop()
+        self.assertFalse(periodic._thread.is_alive())
 
-    def test_error_to_all(self) -> Deferred[None]:
-        """An error is raised to everyone who shared the commit, and to nobody else."""
-        _, results = self.share(ValueError("disk full"))
-        return results.addCallback(self.assertEqual, ["committed"] + ["disk full"] * 5)
+    def test_stop(self) -> None:
+        """The end does not wait for the next time."""
+        Periodic(lambda: self.fail("called"), 3600).stop()

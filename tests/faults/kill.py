@@ -79,7 +79,7 @@ def killed(
             server.kill()
             server.wait()
             tally.kills += 1
-        tally.instances_checked += check(storage, ledger)
+        tally.instances_checked += check(storage, ledger if number == rounds else ledger.copy())
     if index:
         check_index(storage, storage / ".storescp" / "index.db")
     unexpected = load.statuses.keys() - {0, *({0x0111} if duplicate in ("reject", "same") else ())}

@@ -153,6 +153,12 @@ class Ledger:
                 past._enter(event)
         return past
 
+    def copy(self) -> Ledger:
+        """One to look at a dead server's files with: what was not answered the next start may yet put there."""
+        other = Ledger(self.duplicate, self.naming)
+        other.possible = dict(self.possible)
+        return other
+
     def last_mark(self) -> int:
         """That of the last event."""
         return max((event.mark for event in self._events), default=0)

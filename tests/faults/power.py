@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from storescp.archive import Archive
+from storescp.config import load
 from tests.faults.disks import Mount, command, make_image, tmpfs
 from tests.faults.kill import kill_beyond
 from tests.faults.load import (
@@ -198,7 +200,7 @@ def power_cuts(
         name, survives = ways[way]
         try:
             replay.cut(at, survives, image)
-            tally += after_cut(case, home, image, kind, ledger.at(at), options if number in started else None)
+            tally += after_cut(case, home, image, kind, ledger.at(at), options, start=number in started)
         except Violation as violation:
             raise Violation(
                 f"{kind}, --sync {sync}, seed {seed}, cut after {at} of {end} writes and flushes,"
@@ -213,16 +215,21 @@ def after_cut(
     image: pathlib.Path,
     kind: str,
     ledger: Ledger,
-    options: Sequence[str] | None,
+    options: Sequence[str],
+    *,
+    start: bool,
 ) -> Tally:
-    """Look at the disk *image* as one does after a power cut; start the server on it if *options* are given."""
+    """Look at the disk *image* as one does after a power cut, or *start* the server on it, with these *options*."""
     if kind == "ext4 without journal":
         command("e2fsck", "-f", "-y", image, ok=(0, 1))
     mount = Mount(case, home / "after", "-o", "loop", image)
     try:
         storage = mount.directory / "received"
+        if storage.exists():  # else the server had not even begun
+            # What a start does first: what the journal has the content of comes back.
+            Archive(load(None, {"storage-dir": str(storage), "no-index": "--no-index" in options})).close()
         tally = Tally(power_cuts=1, instances_checked=check(storage, ledger))
-        if options is not None:
+        if start:
             with FaultServer(case, storage, *options) as server:
                 tally.instances_checked += check(storage, ledger)
                 check_hidden(storage)
