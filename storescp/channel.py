@@ -28,6 +28,8 @@ class Kind(enum.Enum):
     """Take no more, and end when your associations have ended: as does the end of the messages."""
     HURRY = b"h"
     """Do not wait for them any longer."""
+    COUNTED = b"n"
+    """The worker's counts have changed: it has taken connections, or has more of them without an association."""
     READY = b"r"
     """The worker takes connections."""
     FAILED = b"f"

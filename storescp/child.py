@@ -43,12 +43,11 @@ class Child:
     ) -> None:
         self._reactor = reactor
         self._channel = channel
-        self._slot = counts.slots[number]
-        self._receiver = Receiver(
-            config, reactor, self._slot.statistics, SharedOccupancy(counts, number, config.max_assoc)
-        )
+        self._occupancy = SharedOccupancy(counts, number, config.max_assoc, config.max_pending, self._tell)
+        self._receiver = Receiver(config, reactor, counts.slots[number].statistics, self._occupancy)
         self._receiver.start(number)
         self._reader = Reader(reactor, channel, self.read)
+        self._news = False
         self._stopping = False
 
     def start(self) -> None:
@@ -58,7 +57,13 @@ class Child:
         self._reader.start()
 
     def read(self) -> None:
-        """Take the messages that are there."""
+        """Take the messages that are there, and acknowledge all connections among them at once."""
+        self._news = False
+        self._read()
+        if self._news:
+            self._tell()
+
+    def _read(self) -> None:
         for _ in range(MESSAGES):
             try:
                 message = self._channel.receive()
@@ -73,11 +78,15 @@ class Child:
     def _obey(self, message: Message) -> None:
         match message.kind:
             case Kind.CONNECTION:
-                self._slot.taken += 1
+                self._occupancy.came()
                 self._serve(message.descriptor)
+                self._count()
+                self._occupancy.taken()
+                self._news = True
             case Kind.DROP:
-                self._slot.dropped += 1
+                self._occupancy.drop_ordered()
                 self._receiver.factory.drop_oldest()
+                self._count()
             case Kind.STOP:
                 self._stop()
             case Kind.HURRY:
@@ -95,6 +104,14 @@ class Child:
                 )
         except OSError as error:  # a peer that has gone already has no name any more
             self.log.debug("a connection ended before it began: {error}", error=error)
+
+    def _count(self) -> None:
+        """Also what was in vain: a connection that could not be served, an order when nothing waits."""
+        self._occupancy.waiting(len(self._receiver.factory.pending))
+
+    def _tell(self) -> None:
+        # No room for it: then there is such a message already that the parent has not read.
+        self._channel.send(Kind.COUNTED)
 
     def _stop(self) -> None:
         if not self._stopping:

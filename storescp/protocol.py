@@ -542,9 +542,10 @@ class AssociationFactory(Factory):
     def _wait(self, protocol: AssociationProtocol) -> None:
         """Keep a connection without an association, at the cost of the one that has had it longest."""
         self.pending[protocol] = None
-        self.occupancy.waiting(len(self.pending))
         if len(self.pending) > self.limits.max_pending:
             self.drop_oldest()
+        else:
+            self.occupancy.waiting(len(self.pending))
 
     def drain(self, deadline: float) -> Deferred[None]:
         """Take no new associations, let the present ones end, abort after *deadline* seconds what is left.

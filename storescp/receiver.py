@@ -80,7 +80,7 @@ class Receiver:
             archive.directory,
             archive.committer,
             naming=config.naming,
-            space=FreeSpace(archive.directory.root, config.min_free, self._space_changed),
+            space=FreeSpace(archive.directory.root, config.min_free, self._space_found),
             digest=config.digest,
         )
         self._store.worker.start()
@@ -105,8 +105,10 @@ class Receiver:
             association, self._store, self.statistics, log_patient_data=self.config.log_patient_data
         )
 
-    def _space_changed(self, enough: bool, free: int) -> None:
-        """The free space has crossed its limit. Called by a worker's thread."""
+    def _space_found(self, enough: bool, free: int) -> None:
+        """Somebody has looked at the free space. Called by a worker's thread."""
+        if not self.factory.occupancy.found_space(enough):
+            return
         if enough:
             self.log.warn("enough space again ({free} bytes free): images are taken", free=free)
         else:

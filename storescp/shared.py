@@ -1,16 +1,18 @@
 """What the processes of one server count together, in memory that they share. Blocking; no Twisted.
 
-What belongs here: a slot for each worker. Only the worker writes to its slot, and after its end the parent, so
-that counting needs no lock; what a worker had counted outlives it.
+What belongs here: a slot for each worker. Each number in it has one writer, the worker or the parent (which clears
+them after the worker's end), so that counting needs no lock; what a worker had counted outlives it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import fcntl
 import mmap
 import os
+from collections.abc import Callable, Iterator
 
 from storescp.statistics import Occupancy, Statistics
 
@@ -26,41 +28,58 @@ class SharedStatistics(ctypes.Structure, Statistics):
 class Slot(ctypes.Structure):
     """The counts of one worker.
 
-    ``statistics`` since the start of the server. Of the connections that the parent has handed over, so many were
-    ``taken``, are ``waiting`` without an association or have one (``associations``); so many requests to drop one
-    were heard (``dropped``).
+    ``statistics`` since the start of the server, the others since the start of the worker. The parent writes how
+    many connections it has ``handed`` over, without those for which it has ordered another one to be dropped. The
+    worker writes how many it has ``taken``, how many of the ``handed`` ones wait for an association no longer
+    (``settled``), and how many ``associations`` there are at this moment.
     """
 
     statistics: SharedStatistics
+    handed: int
     taken: int
-    waiting: int
+    settled: int
     associations: int
-    dropped: int
     _fields_ = [
         ("statistics", SharedStatistics),
-        *((name, ctypes.c_int64) for name in ("taken", "waiting", "associations", "dropped")),
+        *((name, ctypes.c_int64) for name in ("handed", "taken", "settled", "associations")),
     ]
+
+    @property
+    def waiting(self) -> int:
+        """Connections without an association, once all that was sent to the worker is done.
+
+        Exact at every moment, as whatever the worker does about a connection is one change of one number.
+        """
+        return self.handed - self.settled
 
     def clear(self) -> None:
         """The worker has ended, and its connections with it."""
-        self.taken = self.waiting = self.associations = self.dropped = 0
+        self.handed = self.taken = self.settled = self.associations = 0
+
+
+def _size(workers: int) -> int:
+    return workers * ctypes.sizeof(Slot) + ctypes.sizeof(ctypes.c_bool)
 
 
 class SharedCounts:
-    """The slots of *workers* in the memory behind *descriptor*, which processes inherit."""
+    """The slots of *workers* in the memory behind *descriptor*, which processes inherit.
+
+    ``low_space`` was found by one of them, who had locked it.
+    """
 
     def __init__(self, descriptor: int, workers: int) -> None:
         self.descriptor = descriptor
-        self._memory = mmap.mmap(descriptor, workers * ctypes.sizeof(Slot))
+        self._memory = mmap.mmap(descriptor, _size(workers))
         self.slots = [
             Slot.from_buffer(self._memory, number * ctypes.sizeof(Slot)) for number in range(workers)
         ]
+        self.low_space = ctypes.c_bool.from_buffer(self._memory, workers * ctypes.sizeof(Slot))
 
     @classmethod
     def create(cls, workers: int) -> SharedCounts:
         """New ones, all zero. Raises OSError."""
         descriptor = os.memfd_create("storescp-counts")
-        os.ftruncate(descriptor, workers * ctypes.sizeof(Slot))
+        os.ftruncate(descriptor, _size(workers))
         return cls(descriptor, workers)
 
     @property
@@ -68,30 +87,57 @@ class SharedCounts:
         """Associations at this moment."""
         return sum(slot.associations for slot in self.slots)
 
+    @property
+    def waiting(self) -> int:
+        """Connections without an association."""
+        return sum(slot.waiting for slot in self.slots)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """What is done meanwhile no other process does."""
+        # A lock of the process, not of the open file: that one they share. Gone with the process, if it dies in it.
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+
     def total(self) -> Statistics:
         """The statistics of all workers together."""
         return Statistics(*(sum(getattr(slot.statistics, name) for slot in self.slots) for name in _NAMES))
 
 
 class SharedOccupancy(Occupancy):
-    """The associations of all workers, as the worker with the slot *number* sees them."""
+    """The associations and connections of all workers, as the worker with the slot *number* sees them.
 
-    def __init__(self, counts: SharedCounts, number: int, max_assoc: int) -> None:
+    *crowded* is called when this worker has more connections without an association than before, other than by
+    those handed over, and all together may have more than *max_pending*.
+    """
+
+    def __init__(
+        self,
+        counts: SharedCounts,
+        number: int,
+        max_assoc: int,
+        max_pending: int,
+        crowded: Callable[[], object],
+    ) -> None:
         super().__init__(max_assoc)
         self._counts = counts
         self._slot = counts.slots[number]
+        # Others that count at this very moment may not see us, nor we them.
+        self._safe = max_pending - len(counts.slots)
+        self._crowded = crowded
+        self._came = 0
+        self._drops = 0
 
     def begin(self) -> bool:
         """See Occupancy."""
-        # A lock of the process, not of the open file: that one they share. Gone with the process, if it dies in it.
-        fcntl.lockf(self._counts.descriptor, fcntl.LOCK_EX)
-        try:
+        with self._counts.lock():
             if self._counts.associations >= self.max_assoc:
                 return False
             self._slot.associations += 1
             return True
-        finally:
-            fcntl.lockf(self._counts.descriptor, fcntl.LOCK_UN)
 
     def end(self) -> None:
         """See Occupancy."""
@@ -99,4 +145,29 @@ class SharedOccupancy(Occupancy):
 
     def waiting(self, connections: int) -> None:
         """See Occupancy."""
-        self._slot.waiting = connections
+        before = self._slot.settled
+        self._slot.settled = settled = self._came - self._drops - connections
+        if settled < before and self._counts.waiting > self._safe:
+            self._crowded()
+
+    def found_space(self, enough: bool) -> bool:
+        """See Occupancy."""
+        low = self._counts.low_space
+        if low.value is not enough:
+            return False
+        with self._counts.lock():
+            news = low.value is enough
+            low.value = not enough
+            return news
+
+    def came(self) -> None:
+        """A connection that was handed over is about to be taken: it is among those waiting from now on."""
+        self._came += 1
+
+    def taken(self) -> None:
+        """It has been taken, and dies with this worker."""
+        self._slot.taken += 1
+
+    def drop_ordered(self) -> None:
+        """A connection is about to be dropped by order; the order counts, whether there is one or not."""
+        self._drops += 1

@@ -33,20 +33,19 @@ class LowSpace(OSError):
 class FreeSpace:
     """Watches the file system that *directory* is on.
 
-    *changed* is told of each crossing of the limit, once: whether there is enough, and the bytes free. Any thread
-    may check.
+    *found* is told what each look has found: whether there is enough, and the bytes free. Any thread may check.
     """
 
     def __init__(
         self,
         directory: str,
         limit: SpaceLimit,
-        changed: Callable[[bool, int], None],
+        found: Callable[[bool, int], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._directory = directory
         self._limit = limit
-        self._changed = changed
+        self._found = found
         self._monotonic = monotonic
         self._looked = float("-inf")
         self._enough = True
@@ -60,9 +59,7 @@ class FreeSpace:
             self._looked = now
             status = os.statvfs(self._directory)
             free = status.f_bavail * status.f_frsize
-            enough = free >= self._limit.bytes_of(status.f_blocks * status.f_frsize)
-            if enough is not self._enough:
-                self._enough = enough
-                self._changed(enough, free)
+            self._enough = free >= self._limit.bytes_of(status.f_blocks * status.f_frsize)
+            self._found(self._enough, free)
         if not self._enough:
             raise LowSpace(errno.ENOSPC, "free space is below the limit")

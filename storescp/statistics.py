@@ -22,11 +22,12 @@ class Statistics:
 
 
 class Occupancy:
-    """How many associations there are at this moment, and whether there is room for one more."""
+    """What there is at this moment: associations, and room for one more; space for images."""
 
     def __init__(self, max_assoc: int) -> None:
         self.associations = 0
         self.max_assoc = max_assoc
+        self._low_space = False
 
     def begin(self) -> bool:
         """Count one more association, if there is room for it."""
@@ -41,3 +42,9 @@ class Occupancy:
 
     def waiting(self, connections: int) -> None:
         """So many connections have no association, before one or after."""
+
+    def found_space(self, enough: bool) -> bool:
+        """There is enough space, or not; whether that is news."""
+        news = enough is self._low_space
+        self._low_space = not enough
+        return news

@@ -11,6 +11,7 @@ import errno
 import os
 import pickle
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -57,9 +58,18 @@ class Supervisor:
         self._pickled = os.memfd_create("storescp-config")
         os.write(self._pickled, pickle.dumps(config))
         self._workers = [
-            WorkerProcess(reactor, number, slot, relay=relay, ready=self._ready, ended=self._ended)
+            WorkerProcess(
+                reactor,
+                number,
+                slot,
+                relay=relay,
+                ready=self._ready,
+                counted=lambda _: make_room(self._workers, config.max_pending),
+                ended=self._ended,
+            )
             for number, slot in enumerate(self._counts.slots)
         ]
+        self._left: deque[socket.socket] = deque()  # connections whose worker died before it took them
         self._listeners: list[Reader] = []
         self._pause: IDelayedCall | None = None
         self._early_ends = dict.fromkeys(self._workers, 0)
@@ -106,6 +116,7 @@ class Supervisor:
         """Have the workers stop in good order, and close the archive when they have ended."""
         self._stopping = True
         self._set_accepting()
+        self._close_left()
         for replacement in self._replacements.values():
             replacement.cancel()
         for worker in self._workers:
@@ -143,13 +154,21 @@ class Supervisor:
                 self._pause = self._reactor.callLater(PAUSE, self._resume)
                 self._set_accepting()
                 return
-            with connection:
-                if not hand_over(connection, self._workers, self.config.max_pending):
-                    self.log.error("no worker takes a connection: it is closed")
+            if not hand_over(connection, self._workers, self.config.max_pending):
+                self.log.error("no worker takes a connection: it is closed")
+                connection.close()
 
     def _resume(self) -> None:
         self._pause = None
         self._set_accepting()
+
+    def _hand_over_left(self) -> None:
+        while self._left and hand_over(self._left[0], self._workers, self.config.max_pending):
+            self._left.popleft()
+
+    def _close_left(self) -> None:
+        while self._left:
+            self._left.popleft().close()
 
     # -- processes --
 
@@ -181,14 +200,18 @@ class Supervisor:
 
     def _ready(self, worker: WorkerProcess) -> None:
         self.log.warn("worker {number} is ready again", number=worker.number)
+        self._hand_over_left()
         self._set_accepting()
 
-    def _ended(self, worker: WorkerProcess, how: str) -> None:
+    def _ended(self, worker: WorkerProcess, how: str, left: list[socket.socket]) -> None:
+        self._left += left
         if self._stopping:
+            self._close_left()
             if how != ORDERLY:
                 self.log.error("worker {number} {how}", number=worker.number, how=how)
             self._check_stopped()
             return
+        self._hand_over_left()
         self._set_accepting()
         self.log.error(
             "worker {number} {how}, and its associations with it; another one starts in {delay:g} s",
@@ -219,9 +242,16 @@ class Supervisor:
 def hand_over(connection: socket.socket, workers: Sequence[WorkerProcess], max_pending: int) -> bool:
     """Give *connection* to the least busy of *workers* that takes it; false when none does.
 
-    If *max_pending* connections of all have no association, the one that has the most drops its oldest for it.
+    If *max_pending* connections of all have no association, there is one less before.
     """
-    ready = [worker for worker in workers if worker.is_ready]
-    if sum(worker.waiting for worker in ready) >= max_pending:
-        max(ready, key=lambda worker: worker.waiting).drop_oldest()
+    make_room(workers, max_pending - 1)
+    ready = (worker for worker in workers if worker.is_ready)
     return any(worker.take(connection) for worker in sorted(ready, key=lambda worker: worker.load))
+
+
+def make_room(workers: Sequence[WorkerProcess], most: int) -> None:
+    """Have no more than *most* connections without an association: who has the most of them drops its oldest."""
+    ready = [worker for worker in workers if worker.is_ready]
+    while sum(worker.waiting for worker in ready) > most:
+        if not max(ready, key=lambda worker: worker.waiting).drop_oldest():
+            break

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 
 from twisted.internet.base import ReactorBase
@@ -34,8 +35,9 @@ ORDERLY = "ended with exit code 0"
 class WorkerProcess:
     """The place *number*, whose counts are in *slot*, and which lives since ``began``.
 
-    *relay* is given the lines that its processes write; *ready* and *ended* are called, with the place, when one
-    has become ready to serve and when one has ended (and how, in words).
+    *relay* is given the lines that its processes write. Called with the place: *ready* when one has become ready to
+    serve, *counted* when one says that its counts have changed, and *ended* when one has ended, with how, in words,
+    and the connections that it did not take.
     """
 
     log = Logger()
@@ -48,7 +50,8 @@ class WorkerProcess:
         *,
         relay: Callable[[str], object],
         ready: Callable[[WorkerProcess], None],
-        ended: Callable[[WorkerProcess, str], None],
+        counted: Callable[[WorkerProcess], None],
+        ended: Callable[[WorkerProcess, str, list[socket.socket]], None],
     ) -> None:
         self.number = number
         self.is_ready = False
@@ -57,6 +60,7 @@ class WorkerProcess:
         self._slot = slot
         self._relay = relay
         self._ready = ready
+        self._counted = counted
         self._ended = ended
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
@@ -64,7 +68,7 @@ class WorkerProcess:
         self._line = b""  # what it has begun to write
         self._handed_over = 0  # since the start of the server
         self._sent = 0  # since the start of the process
-        self._drops = 0
+        self._unacknowledged: deque[socket.socket] = deque()  # the last of these, not known to be taken
 
     # -- what it is given --
 
@@ -76,25 +80,35 @@ class WorkerProcess:
     @property
     def load(self) -> tuple[int, int]:
         """Decides who gets the next connection: the number of those that it has; if equal, of those that it had."""
-        return self._sent - self._slot.taken + self._slot.waiting + self._slot.associations, self._handed_over
+        return self._slot.waiting + self._slot.associations, self._handed_over
 
     @property
     def waiting(self) -> int:
         """Its connections without an association, as soon as it has read its messages."""
-        return self._sent - self._slot.taken + self._slot.waiting - (self._drops - self._slot.dropped)
+        return self._slot.waiting
 
     def take(self, connection: socket.socket) -> bool:
-        """Hand *connection* over; false when there is no room for it."""
+        """Hand *connection* over, which is closed here when it was taken there; false when there is no room for it."""
         if self._channel is None or not self._channel.send(Kind.CONNECTION, connection=connection):
             return False
+        self._slot.handed += 1
         self._sent += 1
         self._handed_over += 1
+        self._unacknowledged.append(connection)
+        self._let_go()
         return True
 
-    def drop_oldest(self) -> None:
-        """Have it drop a connection without an association."""
-        if self._channel is not None and self._channel.send(Kind.DROP):
-            self._drops += 1
+    def _let_go(self) -> None:
+        """Close the connections that it has taken: as long as they are open here, it cannot end them."""
+        while len(self._unacknowledged) > self._sent - self._slot.taken:
+            self._unacknowledged.popleft().close()
+
+    def drop_oldest(self) -> bool:
+        """Have it drop a connection without an association; false when there is no room for the message."""
+        if self._channel is None or not self._channel.send(Kind.DROP):
+            return False
+        self._slot.handed -= 1
+        return True
 
     def stop(self) -> None:
         """Have it stop in good order."""
@@ -146,7 +160,7 @@ class WorkerProcess:
         channel.set_blocking(False)
         self._channel, self.began = channel, self._reactor.seconds()
         self.is_ready, self._line = False, b""
-        self._sent = self._drops = 0
+        self._sent = 0
 
     def wait_until_ready(self) -> None:
         """At the start of the server, when no reactor runs. Raises CannotOpen."""
@@ -180,6 +194,9 @@ class WorkerProcess:
         elif message.kind is Kind.READY:
             self.is_ready = True
             self._ready(self)
+        elif message.kind is Kind.COUNTED:
+            self._let_go()
+            self._counted(self)
         elif message.kind is Kind.FAILED:
             self.log.error("{why}", why=message.text)
 
@@ -208,11 +225,10 @@ class WorkerProcess:
             pass
         if self._line:
             self._relay(self._line.decode(errors="replace") + "\n")
-        self.close()
-        self._ended(self, how)
+        self._ended(self, how, self.close())
 
-    def close(self) -> None:
-        """Forget the process, which has ended or is killed."""
+    def close(self) -> list[socket.socket]:
+        """Forget the process, which has ended or is killed; the connections that it did not take."""
         for reader in self._readers:
             reader.stop()
         self._readers = []
@@ -226,7 +242,10 @@ class WorkerProcess:
             self._channel = None
             assert process.stdout is not None
             process.stdout.close()
-            self._slot.clear()
+        self._let_go()
+        left, self._unacknowledged = list(self._unacknowledged), deque()
+        self._slot.clear()
+        return left
 
 
 def _words(code: int) -> str:

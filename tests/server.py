@@ -33,6 +33,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 #: Seconds after which something that is waited for counts as not coming.
 DEADLINE = 30.0
 
+#: Runs a command as systemd does that has made a socket for it.
+_ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "storescp.socket", "LISTEN_PID": str(os.getpid())}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 STOPPED = re.compile(
     r"stopped after (?P<uptime>\d+) s: (?P<associations>\d+) associations \((?P<rejected>\d+) rejected,"
     r" (?P<aborted>\d+) aborted\), (?P<messages>\d+) messages, (?P<stored>\d+) instances stored"
@@ -108,9 +116,16 @@ class Server:
 
     Options given here come after those. The test fails at its end unless the server can be stopped by
     SIGTERM with exit code 0, has printed nothing to stderr and has logged no traceback.
+    It may be given a socket that is *activated* as by systemd: sd_listen_fds(3).
     """
 
-    def __init__(self, case: SynchronousTestCase, *options: object, listen: bool = True) -> None:
+    def __init__(
+        self,
+        case: SynchronousTestCase,
+        *options: object,
+        listen: bool = True,
+        activated: socket.socket | None = None,
+    ) -> None:
         self.case = case
         self.home = temporary_directory(case)
         self.storage = self.home / "received"
@@ -118,9 +133,15 @@ class Server:
         self._news = threading.Condition()
         self._stopped = False
         where = ("--listen", "tcp:0:interface=127.0.0.1") if listen else ()
+        command = twistd("--storage-dir", self.storage, "--stop-timeout", "10", *where, *options)
+        inherited: tuple[int, ...] = ()
+        if activated is not None:
+            inherited = (activated.fileno(),)
+            command = [sys.executable, "-c", _ACTIVATE, str(activated.fileno()), *command]
         with open(self.home / "stderr", "wb") as stderr:
             self.process = subprocess.Popen(
-                twistd("--storage-dir", self.storage, "--stop-timeout", "10", *where, *options),
+                command,
+                pass_fds=inherited,
                 cwd=self.home,
                 env=environment(),
                 stdin=subprocess.DEVNULL,

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -19,7 +20,7 @@ import sys
 from storescp.shared import SharedCounts, SharedOccupancy
 descriptor, number = map(int, sys.argv[1:])
 counts = SharedCounts(descriptor, 4)
-occupancy = SharedOccupancy(counts, number, 50)
+occupancy = SharedOccupancy(counts, number, 50, 100, sys.exit)
 for most, times in (20, 500), (100, 1):
     print("ready", flush=True)
     sys.stdin.readline()
@@ -41,6 +42,16 @@ class SharedCountsTests(SynchronousTestCase):
         self.counts = SharedCounts.create(4)
         self.addCleanup(os.close, self.counts.descriptor)
 
+    def occupancy(
+        self,
+        number: int,
+        *,
+        max_assoc: int = 50,
+        max_pending: int = 100,
+        crowded: Callable[[], object] | None = None,
+    ) -> SharedOccupancy:
+        return SharedOccupancy(self.counts, number, max_assoc, max_pending, crowded or self.fail)
+
     def test_total(self) -> None:
         """The total is the sum of all slots, as any other mapping of the same memory has counted."""
         for number, slot in enumerate(SharedCounts(self.counts.descriptor, 4).slots):
@@ -51,17 +62,73 @@ class SharedCountsTests(SynchronousTestCase):
 
     def test_clear(self) -> None:
         """A worker that ends leaves its statistics and gives its places back."""
-        occupancy = SharedOccupancy(self.counts, 1, 1)
+        occupancy = self.occupancy(1, max_assoc=1)
         self.assertTrue(occupancy.begin())
-        occupancy.waiting(3)
         slot = self.counts.slots[1]
         slot.statistics.messages += 2
-        slot.taken = slot.dropped = 4
-        self.assertFalse(SharedOccupancy(self.counts, 2, 1).begin())
+        slot.handed = slot.taken = slot.settled = 4
+        self.assertFalse(self.occupancy(2, max_assoc=1).begin())
         slot.clear()
-        self.assertEqual((slot.taken, slot.waiting, slot.associations, slot.dropped), (0, 0, 0, 0))
+        self.assertEqual((slot.handed, slot.taken, slot.settled, slot.associations), (0, 0, 0, 0))
         self.assertEqual(self.counts.total(), Statistics(messages=2))
-        self.assertTrue(SharedOccupancy(self.counts, 2, 1).begin())
+        self.assertTrue(self.occupancy(2, max_assoc=1).begin())
+
+    def test_waiting(self) -> None:
+        """A connection waits from when it is handed over till it has an association, has ended or is to be dropped."""
+        occupancy, slot = self.occupancy(1), self.counts.slots[1]
+
+        def after(connections: int) -> int:
+            occupancy.waiting(connections)
+            self.assertEqual(self.counts.waiting, slot.waiting)
+            return slot.waiting
+
+        slot.handed += 3
+        self.assertEqual(slot.waiting, 3)
+        occupancy.came()
+        self.assertEqual(slot.waiting, 3)
+        self.assertEqual(after(1), 3)
+        self.assertEqual(after(0), 2)  # it has got an association
+        occupancy.came()
+        self.assertEqual(after(0), 1)  # it could not be served
+        occupancy.came()
+        self.assertEqual(after(1), 1)
+        slot.handed -= 1  # the order to drop one
+        self.assertEqual(slot.waiting, 0)
+        occupancy.drop_ordered()
+        self.assertEqual(after(0), 0)
+        slot.handed -= 1  # another one: in vain
+        self.assertEqual(slot.waiting, -1)
+        occupancy.drop_ordered()
+        self.assertEqual(after(0), 0)
+        self.assertEqual(after(1), 1)  # an association has ended, and left its connection
+
+    def test_crowded(self) -> None:
+        """Who gets more of them by itself says so, when together there may be too many."""
+        told: list[int] = []
+        occupancy = self.occupancy(1, max_pending=10, crowded=lambda: told.append(self.counts.waiting))
+        self.counts.slots[0].handed = 4
+        self.counts.slots[1].handed = 2
+        for number in range(2):
+            occupancy.came()
+            occupancy.waiting(number + 1)
+        self.assertEqual(self.counts.waiting, 6)
+        occupancy.waiting(1)
+        occupancy.waiting(2)
+        self.assertEqual(told, [])
+        occupancy.waiting(3)  # three others may just have got one more, too
+        self.counts.slots[0].handed = 5
+        occupancy.waiting(2)
+        occupancy.waiting(3)
+        self.assertEqual(told, [7, 8])
+
+    def test_space(self) -> None:
+        """What a worker has found about the space is news until another one has found it, too."""
+        one, other = self.occupancy(1), self.occupancy(2)
+        for enough in (False, True, False):
+            self.assertEqual(
+                [occupancy.found_space(enough) for occupancy in (one, other, one)], [True, False, False]
+            )
+        self.assertEqual([one.found_space(True), other.found_space(False)], [True, True])
 
     def test_limit(self) -> None:
         """Four processes at once never have more associations than the limit, and reach it exactly."""

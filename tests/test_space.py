@@ -1,4 +1,4 @@
-"""storescp.space: below the limit nothing is taken, and each crossing is told once."""
+"""storescp.space: below the limit nothing is taken, and what was found is told."""
 
 from __future__ import annotations
 
@@ -41,12 +41,14 @@ class FreeSpaceTests(SynchronousTestCase):
         return True
 
     def test_bytes(self) -> None:
-        """At the limit there is enough; below it not, until the limit is reached again. Each change is told once."""
+        """At the limit there is enough; below it not, until the limit is reached again. Each look is told."""
         space = self.watch(SpaceLimit(409_600, False))
         blocks = (500, 100, 99, 0, 99, 100, 500)
         found = [self.later(space, free) for free in blocks]
         self.assertEqual(found, [True, True, False, False, False, True, True])
-        self.assertEqual(self.told, [(False, 99 * 4096), (True, 100 * 4096)])
+        self.assertEqual(
+            self.told, [(enough, free * 4096) for enough, free in zip(found, blocks, strict=True)]
+        )
 
     def test_percent(self) -> None:
         """A limit in percent is one of the whole file system."""

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.archive import CannotOpen
 from storescp.channel import Channel, Kind
 from storescp.shared import SharedCounts
-from storescp.supervisor import hand_over
+from storescp.supervisor import hand_over, make_room
 from storescp.worker_process import WorkerProcess
 
 
@@ -38,11 +38,13 @@ class HandOverTests(SynchronousTestCase):
                 slot,
                 relay=self.fail,
                 ready=self.fail,
-                ended=lambda worker, how: self.fail(how),
+                counted=self.fail,
+                ended=lambda worker, how, left: self.fail(how),
             )
             ours, theirs = Channel.pair()
             self.addCleanup(ours.close)
             self.addCleanup(theirs.close)
+            self.addCleanup(self.close, number)
             worker.attach(ours)
             worker.is_ready = True
             theirs.set_blocking(False)
@@ -50,7 +52,17 @@ class HandOverTests(SynchronousTestCase):
             self.ends.append(theirs)
 
     def give(self, count: int = 1, max_pending: int = 1000) -> list[bool]:
-        return [hand_over(self.connection, self.workers, max_pending) for _ in range(count)]
+        taken = []
+        for _ in range(count):
+            connection = self.connection.dup()
+            taken.append(hand_over(connection, self.workers, max_pending))
+            if not taken[-1]:
+                connection.close()
+        return taken
+
+    def close(self, number: int) -> None:
+        for connection in self.workers[number].close():
+            connection.close()
 
     def read(self, number: int) -> list[Kind]:
         """What a worker has got, and not read yet; it takes the connections."""
@@ -65,7 +77,6 @@ class HandOverTests(SynchronousTestCase):
             if message.descriptor >= 0:
                 os.close(message.descriptor)
                 self.slots[number].taken += 1
-                self.slots[number].waiting += 1
 
     def counts(self) -> list[int]:
         return [len(self.read(number)) for number in range(3)]
@@ -83,13 +94,13 @@ class HandOverTests(SynchronousTestCase):
             self.give()
             self.counts()
             for slot in self.slots:
-                slot.waiting = 0
+                slot.settled = slot.handed
         self.assertEqual([slot.taken for slot in self.slots], [2, 2, 2])
 
     def test_least_busy(self) -> None:
         """Associations count, and so do connections that have none yet, read or not."""
         self.slots[0].associations = 5
-        self.slots[1].waiting = 3
+        self.slots[1].settled = -3
         self.give(3)
         self.assertEqual(self.counts(), [0, 0, 3])
         self.slots[0].associations = 0
@@ -116,20 +127,64 @@ class HandOverTests(SynchronousTestCase):
 
     def test_too_many_waiting(self) -> None:
         """Beyond the limit the worker with the most connections without an association drops one for each new one."""
-        self.slots[1].waiting = 4
+        self.slots[1].settled = -4
         self.slots[0].associations = self.slots[2].associations = 10
         self.give(3, max_pending=4)
         # It is not counted twice, what is yet to be dropped.
         drop, take = Kind.DROP, Kind.CONNECTION
         self.assertEqual(self.read(1), [drop, take, drop, take, drop, take])
-        self.slots[1].dropped, self.slots[1].waiting = 3, 4
-        self.slots[1].associations, self.slots[1].waiting = 2, 2
+        self.slots[1].settled += 2  # two have got associations
+        self.slots[1].associations += 2
         self.give(2, max_pending=4)
         self.assertEqual([self.read(number) for number in range(3)], [[], [take, take], []])
+
+    def test_make_room(self) -> None:
+        """Too many that came otherwise are dropped by whoever has the most of them, each once."""
+        for slot, waiting in zip(self.slots, (1, 4, 3), strict=True):
+            slot.settled = -waiting
+        for _ in range(2):
+            make_room(self.workers, 5)
+        self.assertEqual([self.read(number) for number in range(3)], [[], [Kind.DROP] * 2, [Kind.DROP]])
+        make_room(self.workers, 4)
+        self.assertEqual([self.read(number) for number in range(3)], [[], [Kind.DROP], []])
+
+    def test_make_room_in_vain(self) -> None:
+        """Where there is no room for the message nothing is dropped, and nobody waits for it."""
+        self.slots[1].settled = -4
+        self.ends[1].close()
+        make_room(self.workers, 3)
+        self.assertEqual(self.workers[1].waiting, 4)
+
+    def test_left(self) -> None:
+        """Connections stay open here until they are taken; of a worker that ends, those are left that were not."""
+        peers = []
+        for _ in range(4):
+            connection, peer = socket.socketpair()
+            self.addCleanup(peer.close)
+            peer.setblocking(False)
+            self.assertTrue(self.workers[0].take(connection))
+            peers.append(peer)
+        for _ in range(2):
+            message = self.ends[0].receive()
+            assert message is not None
+            os.close(message.descriptor)
+            self.slots[0].taken += 1
+        self.assertRaises(BlockingIOError, peers[0].recv, 1)
+        self.assertTrue(self.workers[0].take(self.connection.dup()))
+        self.assertEqual([peer.recv(1) for peer in peers[:2]], [b""] * 2)
+        self.ends[0].close()
+        left = self.workers[0].close()
+        for connection in left:
+            self.addCleanup(connection.close)
+        self.assertEqual(len(left), 3)
+        for connection, peer in zip(left, peers[2:], strict=False):
+            connection.sendall(b"x")
+            self.assertEqual(peer.recv(2), b"x")
 
     def test_replaced(self) -> None:
         """A new process in a place begins with nothing."""
         self.give(3)
+        self.close(0)
         ours, theirs = Channel.pair()
         self.addCleanup(ours.close)
         self.addCleanup(theirs.close)
@@ -151,7 +206,8 @@ class StartTests(SynchronousTestCase):
             counts.slots[0],
             relay=self.fail,
             ready=self.fail,
-            ended=lambda worker, how: self.fail(how),
+            counted=self.fail,
+            ended=lambda worker, how, left: self.fail(how),
         )
         self.addCleanup(self.worker.close)
         self.counts = counts.descriptor

@@ -7,16 +7,26 @@ import os
 import pathlib
 import re
 import resource
+import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from bench import procfs
-from storescp.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, PresentationContext
+from storescp.pdu import (
+    AAbort,
+    AAssociateAC,
+    AAssociateRJ,
+    AAssociateRQ,
+    AReleaseRP,
+    AReleaseRQ,
+    PresentationContext,
+)
 from storescp.sop_classes import VERIFICATION
 from tests.faults.load import FaultServer
 from tests.raw_scu import IMPLICIT, RawSCU, instance, store
@@ -42,6 +52,14 @@ def workers_of(server: Server) -> list[int]:
         arguments = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         found[int(arguments[arguments.index(b"storescp.child") + 1])] = pid
     return [found[number] for number in sorted(found)]
+
+
+def halt(pid: int) -> None:
+    """Have a process stand still."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + DEADLINE
+    while pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < deadline, f"process {pid} does not stand still"
 
 
 def sockets_of(pid: int) -> int:
@@ -127,16 +145,31 @@ class SendersTests(SynchronousTestCase):
         self.assertEqual((statistics["stored"], statistics["failed"]), (len(uids), len(uids)))
 
     def test_limits(self) -> None:
-        """--max-assoc is a limit of all workers together, and a place becomes free again."""
-        server = Server(self, "--workers", 2, "--max-assoc", 3)
+        """--max-assoc and --max-pending are limits of all workers together, and places become free again."""
+        server = Server(self, "--workers", 2, "--max-assoc", 3, "--max-pending", 4)
         with contextlib.ExitStack() as stack:
-            peers = [stack.enter_context(RawSCU(server.address)) for _ in range(4)]
-            answers = [peer.associate() for peer in peers]
+            peers = [stack.enter_context(RawSCU(server.address)) for _ in range(5)]
+            self.assertIsNone(peers[0].receive())  # one too many without an association: it was the first
+            answers = [peer.associate() for peer in peers[1:]]
             self.assertEqual([type(answer) for answer in answers], [AAssociateAC] * 3 + [AAssociateRJ])
-            peers[0].release()
+            peers[1].release()
             with RawSCU(server.address) as another:
                 self.assertIsInstance(another.associate(), AAssociateAC)
         self.assertEqual(server.stop()["rejected"], 1)
+
+    def test_released_ones(self) -> None:
+        """A connection that its association has left behind counts too, and the one too many goes at once."""
+        server = Server(self, "--workers", 2, "--max-pending", 3, "--artim-timeout", 3600)
+        with contextlib.ExitStack() as stack:
+            peers = []
+            for _ in range(4):
+                peers.append(stack.enter_context(RawSCU(server.address)))
+                self.assertIsInstance(peers[-1].associate(), AAssociateAC)
+            for peer in peers:
+                peer.send(AReleaseRQ().encode())
+                self.assertEqual(peer.receive(), AReleaseRP())
+            self.assertIsNone(peers[0].receive())
+            self.assertEqual(select.select([peer.socket for peer in peers[1:]], [], [], 0)[0], [])
 
     def test_too_many_files(self) -> None:
         """When the server may open nothing more, a connection waits until it may, and is served."""
@@ -150,6 +183,17 @@ class SendersTests(SynchronousTestCase):
             resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
             self.assertIsInstance(scu.associate(), AAssociateAC)
             scu.release()
+
+    def test_low_space(self) -> None:
+        """All of them refuse images for want of space, and the log says it once."""
+        server = Server(self, "--workers", 2, "--min-free", "100%")
+        with RawSCU(server.address) as one, RawSCU(server.address) as other:
+            for number, scu in enumerate((one, other)):
+                scu.associate()
+                self.assertEqual(scu.store(f"1.{number}", instance(f"1.{number}")), 0xA700)
+                scu.release()
+        self.assertEqual(server.stop()["failed"], 2)
+        self.assertEqual(server.output.count("no images are taken"), 1)
 
 
 class DeathTests(SynchronousTestCase):
@@ -169,7 +213,7 @@ class DeathTests(SynchronousTestCase):
                 try:
                     with RawSCU(server.address) as scu:
                         if (answer := scu.associate()) is None:
-                            continue  # it was on its way to the worker that died, and is lost with it
+                            continue  # the worker died that had just taken it
                         self.assertIsInstance(answer, AAssociateAC)
                         while not enough.is_set():
                             number += 1
@@ -219,6 +263,38 @@ class DeathTests(SynchronousTestCase):
         self.assertEqual(statistics["associations"], 6)
         self.assertEqual(server.rows("SELECT count(*) FROM instances"), [(len(files),)])
         self.assertEqual(server.litter(), [])
+
+    def test_left(self) -> None:
+        """Connections that a worker had been given and not taken when it died are served by another one."""
+        server = Server(self, "--workers", 2)
+        workers = workers_of(server)
+        halt(workers[0])
+        with contextlib.ExitStack() as stack:
+            peers = [stack.enter_context(RawSCU(server.address)) for _ in range(6)]
+            for peer in peers[1::2]:
+                self.assertIsInstance(peer.associate(), AAssociateAC)
+            os.kill(workers[0], signal.SIGKILL)
+            for peer in peers[::2]:
+                self.assertIsInstance(peer.associate(), AAssociateAC)
+            for number, peer in enumerate(peers):
+                self.assertEqual(peer.store(f"1.2.{number}", instance(f"1.2.{number}")), 0)
+                peer.release()
+        self.assertEqual(server.stop()["stored"], 6)
+
+    def test_left_by_all(self) -> None:
+        """When no other one lives, they are served by the next."""
+        server = Server(self, "--workers", 2)
+        workers = workers_of(server)
+        for worker in workers:
+            halt(worker)
+        with contextlib.ExitStack() as stack:
+            peers = [stack.enter_context(RawSCU(server.address)) for _ in range(4)]
+            for worker in workers:
+                os.kill(worker, signal.SIGKILL)
+            for peer in peers:
+                self.assertIsInstance(peer.associate(), AAssociateAC)
+                peer.release()
+        self.assertEqual(server.stop()["associations"], 4)
 
     def test_all_workers(self) -> None:
         """A connection that comes when no worker lives waits for the next one; the places of the dead are free."""
@@ -344,6 +420,36 @@ class StartTests(SynchronousTestCase):
             self.assertEqual(peer.recv(1), b"\2")
             server.wait_for("association accepted: LOCAL at local socket to STORESCP")
         self.assertEqual(server.stop()["aborted"], 1)
+
+    def test_ipv6(self) -> None:
+        """Connections over IPv6 are handed over like any others."""
+        server = Server(self, "--workers", 2, "--listen", r"tcp6:0:interface=\:\:1", listen=False)
+        self.store_on_both(server, "::1")
+        self.assertEqual(server.output.count("association accepted: RAW at ::1:"), 2)
+
+    def test_activated(self) -> None:
+        """A socket that systemd has made is listened on like any other, and outlives the server."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            options = ("--workers", 2, "--listen", "systemd:domain=INET:index=0")
+            server = Server(self, *options, listen=False, activated=listener)
+            self.assertEqual(server.port, listener.getsockname()[1])
+            self.store_on_both(server, "127.0.0.1")
+            with RawSCU(server.address) as early:  # when nobody is there
+                Server(self, *options, listen=False, activated=listener)
+                self.assertIsInstance(early.associate(), AAssociateAC)
+                early.release()
+
+    def store_on_both(self, server: Server, host: str) -> None:
+        """Two associations, one for each worker; then the server is stopped."""
+        before = [sockets_of(pid) for pid in workers_of(server)]
+        with RawSCU((host, server.port)) as one, RawSCU((host, server.port)) as other:
+            for number, scu in enumerate((one, other)):
+                scu.associate()
+                self.assertEqual(scu.store(f"1.{number}", instance(f"1.{number}")), 0)
+            self.assertEqual([sockets_of(pid) for pid in workers_of(server)], [count + 2 for count in before])
+            for scu in (one, other):
+                scu.release()
+        self.assertEqual(server.stop()["stored"], 2)
 
     def test_endpoint(self) -> None:
         """An endpoint whose connections cannot be handed over is a mistake, in one line."""
