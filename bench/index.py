@@ -107,7 +107,7 @@ def _seconds(index: Index, rows: Rows, count: int) -> float:
 
 
 def insert_rates(
-    large: Index, directory: pathlib.Path, rows: Rows, rounds: int, *, few: int = FEW, durable: bool = False
+    large: Index, directory: pathlib.Path, rows: Rows, rounds: int, *, few: int = FEW
 ) -> list[tuple[float, float]]:
     """For each round the rate of an index of ``few`` rows, made for it in ``directory``, and of the ``large`` one.
 
@@ -115,8 +115,8 @@ def insert_rates(
     """
     rates = []
     for turn in range(rounds):
-        path = directory / f"few-{durable}-{turn}.db"
-        small = Index(str(path), durable=durable)
+        path = directory / f"few-{turn}.db"
+        small = Index(str(path))
         fill(small, rows, few)
         seconds = [0.0, 0.0]
         for _ in range(_ROUND // _TURN):
@@ -160,30 +160,27 @@ def start_seconds(peer: Peer, storage: Storage, path: pathlib.Path) -> float:
 def measure_index(
     peer: Peer, storages: list[Storage], rounds: int, report: Report, many: int = MANY
 ) -> list[Check]:
-    """The rates on every storage, with and without syncing on a disk, and the start of the server."""
+    """The rates on every storage, and the start of the server."""
     checks = []
     for storage in storages:
         directory = storage.new_directory("index")
         path = directory / "index.db"
         rows = Rows(seed=1)  # each is new to the index to the end
-        for durable in (False, True) if storage.keep_inodes else (False,):
-            where = storage.name + ", synced" * durable
-            report(f"index, {where}, {many:,} instances ...")
-            index = Index(str(path), durable=durable)
-            if not durable:
-                fill(index, rows, many)
-            rates = insert_rates(index, directory, rows, rounds, durable=durable)
-            index.close()
-            few, large = (statistics.median(column) for column in zip(*rates, strict=True))
-            checks.append(
-                Check(
-                    f"index, {where}",
-                    f"index, {where}: rows/s with {many:,} instances by those with {FEW:,}",
-                    statistics.median(b / a for a, b in rates),
-                    least=0.9,
-                    detail=f"{large:,.0f} by {few:,.0f}",
-                )
+        report(f"index, {storage.name}, {many:,} instances ...")
+        index = Index(str(path))
+        fill(index, rows, many)
+        rates = insert_rates(index, directory, rows, rounds)
+        index.close()
+        few, large = (statistics.median(column) for column in zip(*rates, strict=True))
+        checks.append(
+            Check(
+                f"index, {storage.name}",
+                f"index, {storage.name}: rows/s with {many:,} instances by those with {FEW:,}",
+                statistics.median(b / a for a, b in rates),
+                least=0.9,
+                detail=f"{large:,.0f} by {few:,.0f}",
             )
+        )
         checks.append(_start(peer, storage, path, rounds, report, many))
         storage.remove(directory)
     return checks

@@ -36,7 +36,7 @@ BATCH = 500
 # cache_size: 16 MiB, the inner nodes of the indexes of some million instances.
 _PRAGMAS = """
     PRAGMA journal_mode = WAL;
-    PRAGMA synchronous = {synchronous};
+    PRAGMA synchronous = NORMAL;
     PRAGMA wal_autocheckpoint = 2000;
     PRAGMA journal_size_limit = 67108864;
     PRAGMA cache_size = -16384;
@@ -117,14 +117,13 @@ class Counts(NamedTuple):
 class Index:
     """The index at *path*, created if missing, with its directories.
 
-    One of an older schema is upgraded, after a copy was made beside it: ``index.db.schema-1.bak``. *durable*: a
-    commit returns when it is on disk. *busy_timeout*: seconds to wait for another writer. Calls must come one at
-    a time, from any thread. Raises IndexUnavailable, as every method does.
+    One of an older schema is upgraded, after a copy was made beside it: ``index.db.schema-1.bak``.
+    *busy_timeout*: seconds to wait for another writer. Calls must come one at a time, from any thread. Raises
+    IndexUnavailable, as every method does.
     """
 
-    def __init__(self, path: str, *, durable: bool = False, busy_timeout: float = 5.0) -> None:
+    def __init__(self, path: str, *, busy_timeout: float = 5.0) -> None:
         self._path = os.path.abspath(path)
-        self._synchronous = "FULL" if durable else "NORMAL"
         self._busy_timeout = busy_timeout
         self._closed = False
         self._known: dict[tuple[bytes | None, bytes | None], int] = {}
@@ -297,7 +296,7 @@ class Index:
             version = schema_of(connection)
             if not version and mode != "rwc":
                 raise sqlite3.DatabaseError("the database is empty")
-            for pragma in _PRAGMAS.format(synchronous=self._synchronous).split(";"):
+            for pragma in _PRAGMAS.split(";"):
                 connection.execute(pragma)
             if version != SCHEMA_VERSION:
                 create_or_upgrade(connection, self._path)

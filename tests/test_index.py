@@ -54,9 +54,9 @@ class IndexTestCase(SynchronousTestCase):
         self.path = os.path.join(os.path.abspath(self.mktemp()), "deep", "index.db")
         self.index = self.open()
 
-    def open(self, *, durable: bool = False, busy_timeout: float = 0) -> Index:
+    def open(self, *, busy_timeout: float = 0) -> Index:
         """The index at the path of this test."""
-        index = Index(self.path, durable=durable, busy_timeout=busy_timeout)
+        index = Index(self.path, busy_timeout=busy_timeout)
         self.addCleanup(index.close)
         return index
 
@@ -735,13 +735,12 @@ class OpenTests(IndexTestCase):
     """The life of the database."""
 
     def test_settings(self) -> None:
-        """Write-ahead log; synced with every commit when durable; the schema's number; marked as ours."""
+        """Write-ahead log, not synced with every commit; the schema's number; marked as ours."""
         self.assertEqual(self.query("PRAGMA journal_mode"), [("wal",)])
         self.assertEqual(self.query("PRAGMA user_version"), [(SCHEMA_VERSION,)])
         self.assertEqual(self.query("PRAGMA application_id"), [(APPLICATION_ID,)])
-        for index, level in ((self.index, 1), (self.open(durable=True), 2)):
-            assert index._connection is not None
-            self.assertEqual(index._connection.execute("PRAGMA synchronous").fetchall(), [(level,)])
+        assert self.index._connection is not None
+        self.assertEqual(self.index._connection.execute("PRAGMA synchronous").fetchall(), [(1,)])
 
     def test_reopened(self) -> None:
         """What was added is there after closing and opening, and closing leaves the database in one file."""
