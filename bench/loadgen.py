@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import errno
 import functools
@@ -21,6 +22,7 @@ import resource
 import secrets
 import select
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -42,6 +44,7 @@ _RELEASE_RQ = struct.pack(">BBII", 5, 0, 4, 0)
 _STATUS = struct.pack("<HHI", 0, 0x0900, 2)  # tag and length in Implicit VR Little Endian
 _MESSAGE_ID_RESPONDED = struct.pack("<HHI", 0, 0x0120, 2)
 _PIECES_PER_CALL = 64  # far below IOV_MAX
+_TLS_RECORD = 16 * 1024  # the longest there is
 _QUIET = 0.025  # seconds without any event after which we stop waiting for an A-ASSOCIATE-AC
 _INTEREST = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
@@ -53,7 +56,8 @@ class Load:
     With ``association_per_object`` every object has an association of its own; ``associations`` is then how
     many of these run at the same time, and ``objects`` how many follow each other in each place. With a ``size``
     of 0 as well, they are released as soon as they are accepted: each counts as one object without any bytes.
-    ``stall`` is the number of seconds without any progress after which the run is given up.
+    ``stall`` is the number of seconds without any progress after which the run is given up. With ``tls`` each
+    connection begins with a handshake, for which any certificate will do.
     """
 
     host: str
@@ -67,7 +71,47 @@ class Load:
     called_ae_title: str = "ANY-SCP"
     max_pdu: int = LARGEST_PDU
     run: str = ""
+    tls: bool = False
     stall: float = 60.0
+
+
+class _TLSSocket(ssl.SSLSocket):
+    """Looks like a plain socket that does not block."""
+
+    def sendmsg(self, pieces: list[bytes | memoryview]) -> int:  # type: ignore[override]
+        """One record at most, as OpenSSL writes one at a time."""
+        record, room = [], _TLS_RECORD
+        for piece in pieces:
+            record.append(memoryview(piece)[:room])
+            room -= len(record[-1])
+            if not room:
+                break
+        try:
+            return self.send(record[0] if len(record) == 1 else b"".join(record))
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.unwrap()  # says farewell, and waits for none
+        super().close()
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """The same version and cipher with every server, one that every profile of PS3.15 has."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
+    context.sslsocket_class = _TLSSocket
+    return context
 
 
 def _item(item_type: int, value: bytes) -> bytes:
@@ -164,8 +208,11 @@ class Association:
             self._generator.clock_starts(self._since)
         self._received = self._command = b""
         self._on_pdu = self._on_association_answer
-        self._socket = sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         sock.setblocking(False)
+        if load.tls:
+            sock = _tls_context().wrap_socket(sock, do_handshake_on_connect=False)
+        self._socket = sock
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._pieces, self._piece, self._offset = (self._generator.associate_rq,), 0, 0
         self._generator.watch(sock, self)
@@ -175,10 +222,13 @@ class Association:
     def ready(self, events: int) -> None:
         """Sends and receives what can be; a failure ends the association and is counted."""
         try:
-            if self._pieces and events & ~select.EPOLLIN:
+            tls = self._generator.load.tls  # which may have to read before it can write
+            if self._pieces and (tls or events & ~select.EPOLLIN):
                 self._flush()
             if events & ~select.EPOLLOUT:
                 self._receive()
+                while tls and self._socket is not None and self._receive():
+                    pass  # a record at a time
             if events & select.EPOLLRDHUP and self._socket is not None:
                 self._receive()  # an end of the stream right behind other bytes has no event of its own
         except (OSError, ValueError) as error:
@@ -215,14 +265,15 @@ class Association:
             return
         self._pieces = ()
 
-    def _receive(self) -> None:
+    def _receive(self) -> bool:
+        """Whether there was something."""
         sock = self._socket
         if sock is None:
-            return
+            return False
         try:
             data = sock.recv(65536)
         except BlockingIOError:
-            return
+            return False
         if not data:
             raise ValueError("connection closed by the peer")
         if self._received:
@@ -233,6 +284,7 @@ class Association:
                 raise ValueError(f"A-ABORT, source {pdu[8]}, reason {pdu[9]}")
             self._on_pdu(pdu)
         self._received = data if self._socket is sock else b""
+        return True
 
     def _on_association_answer(self, pdu: bytes) -> None:
         if pdu[0] == 3:
@@ -456,6 +508,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-pdu", type=byte_count, default=LARGEST_PDU, metavar="BYTES", help="never longer PDUs (256K)"
     )
+    parser.add_argument("--tls", action="store_true", help="TLS 1.2, whatever the server's certificate")
     parser.add_argument("--run", default="", metavar="DIGITS", help="20 digits for the UIDs (random)")
     parser.add_argument("--stall", type=float, default=60.0, metavar="SECONDS", help="give up after (60)")
     load = Load(**vars(parser.parse_args(arguments)))

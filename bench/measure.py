@@ -37,7 +37,7 @@ class Workload:
     association_per_object: bool = False
     also: tuple[str, ...] = ()
 
-    def load(self, port: int, objects: int) -> loadgen.Load:
+    def load(self, port: int, objects: int, *, tls: bool = False) -> loadgen.Load:
         """``objects`` per association, to 127.0.0.1."""
         return loadgen.Load(
             host="127.0.0.1",
@@ -46,6 +46,7 @@ class Workload:
             objects=objects,
             size=self.size,
             association_per_object=self.association_per_object,
+            tls=tls,
             stall=_STALL_SECONDS,
         )
 
@@ -60,13 +61,18 @@ WORKLOADS = (
 )
 
 
+def _some(*names: str) -> tuple[Workload, ...]:
+    """Those workloads, with no more than the usual peers."""
+    return tuple(dataclasses.replace(workload, also=()) for workload in WORKLOADS if workload.name in names)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Goal:
-    """The least ratio of the rate of our server ``ours`` to that of a group of peers."""
+    """The least ratio of the rate of one server to that of another one, by their names."""
 
     ours: str
     workload: str
-    group: str
+    theirs: str
     least: float
 
 
@@ -97,34 +103,58 @@ USUAL = Comparison(
     ("storescp", "dcmtk", "dcmtk-128k", "pynetdicom", "raw"),
     WORKLOADS,
     goals=(
-        Goal("storescp", "1x512K", "DCMTK", 0.8),
-        Goal("storescp", "8x512K", "DCMTK", 0.8),
-        Goal("storescp", "1x8K", "DCMTK", 0.35),
-        Goal("storescp", "8x8K", "DCMTK", 0.35),
+        Goal("storescp", "1x512K", "dcmtk", 1.0),
         Goal("storescp", "1x512K", "pynetdicom", 6.0),
+        Goal("storescp", "8x512K", "dcmtk", 1.0),
         Goal("storescp", "8x512K", "pynetdicom", 6.0),
+        Goal("storescp", "1x8K", "dcmtk", 0.6),
         Goal("storescp", "1x8K", "pynetdicom", 8.0),
-        Goal("storescp", "8x8K", "pynetdicom", 8.0),
+        Goal("storescp", "8x8K", "dcmtk", 0.6),
+        Goal("storescp", "8x8K", "pynetdicom", 15.0),
+        Goal("storescp", "1x64M", "dcmtk", 1.0),
+        Goal("storescp", "1x64M", "raw", 0.8),
+        Goal("storescp", "each8K", "dcmtk", 0.4),
+        Goal("storescp", "each8K", "pynetdicom", 15.0),
     ),
+)
+WORKERS = Comparison(
+    "workers",
+    "two processes, nobody syncs",
+    ("storescp-workers", "storescp", "dcmtk", "dcmtk-fork"),
+    _some("8x512K", "8x8K", "each8K"),
+    goals=(
+        Goal("storescp-workers", "8x512K", "dcmtk-fork", 1.0),
+        Goal("storescp-workers", "8x8K", "dcmtk", 1.0),
+        Goal("storescp-workers", "each8K", "dcmtk", 0.7),
+    ),
+)
+TLS = Comparison(
+    "tls",
+    "over TLS, and the same servers without it",
+    ("storescp-tls", "storescp", "dcmtk-tls", "dcmtk"),
+    _some("8x512K", "1x8K"),
+    storages=("tmpfs",),
+    # What it costs.
+    goals=(Goal("storescp-tls", "8x512K", "storescp", 0.5),),
 )
 DURABLE = Comparison(
     "durable",
     "Success means that the object is on the disk, but with the last server",
     ("storescp-sync", "orthanc-sync", "raw-sync", "storescp"),
-    tuple(dataclasses.replace(workload, also=()) for workload in WORKLOADS[:4]),
+    _some("1x512K", "8x512K", "1x8K", "8x8K"),
     storages=("disk",),
     goals=(
-        Goal("storescp-sync", "1x512K", "Orthanc, synced", 2.0),
-        Goal("storescp-sync", "8x512K", "Orthanc, synced", 2.0),
-        Goal("storescp-sync", "8x8K", "Orthanc, synced", 2.0),
-        Goal("storescp-sync", "1x512K", "raw copy, synced", 0.6),
-        Goal("storescp-sync", "8x512K", "raw copy, synced", 0.6),
+        Goal("storescp-sync", "1x512K", "orthanc-sync", 2.0),
+        Goal("storescp-sync", "8x512K", "orthanc-sync", 2.0),
+        Goal("storescp-sync", "8x8K", "orthanc-sync", 2.0),
+        Goal("storescp-sync", "1x512K", "raw-sync", 0.6),
+        Goal("storescp-sync", "8x512K", "raw-sync", 0.6),
         # What the promise costs.
         Goal("storescp-sync", "8x512K", "storescp", 0.5),
         Goal("storescp-sync", "8x8K", "storescp", 0.5),
     ),
 )
-COMPARISONS = (USUAL, DURABLE)
+COMPARISONS = (USUAL, WORKERS, TLS, DURABLE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -205,7 +235,7 @@ def run(server: Server, workload: Workload, objects: int, *, keep: bool = False)
     """
     server.storage.warm(objects * workload.associations * workload.size)
     cpu = server.cpu_seconds()
-    outcome = loadgen.run(workload.load(server.place.port, objects))
+    outcome = loadgen.run(workload.load(server.place.port, objects, tls=server.peer.tls))
     cpu = server.cpu_seconds() - cpu
     response = summary(outcome.response_times)
     rate = outcome.per_second()

@@ -7,6 +7,7 @@ server, add a Peer to PEERS.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -48,15 +49,16 @@ class Place:
 class Peer:
     """A server as it is started for a measurement.
 
-    ``command`` gives the command line, or raises PeerMissing. ``group`` is the name in the table: of several
-    peers in a group the best one is shown. ``cpus`` are those it may run on, if not all.
+    ``command`` gives the command line, or raises PeerMissing. ``title`` is the name in tables and plots, which no
+    other one has. ``cpus`` are those it may run on, if not all. A peer that uses ``tls`` is sent to over it.
     """
 
     name: str
-    group: str
+    title: str
     command: Callable[[Place], list[str]]
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cpus: frozenset[int] = frozenset()
+    tls: bool = False
 
     def with_arguments(self, arguments: Sequence[str]) -> Peer:
         """The same server with more command line arguments."""
@@ -92,14 +94,39 @@ def _dcmtk(*options: str) -> Callable[[Place], list[str]]:
     return command
 
 
-def _storescp(*options: str) -> Callable[[Place], list[str]]:
+def _storescp(*options: str, endpoint: str = "tcp:{port}") -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
-        arguments = ["--pidfile=", "-n", "storescp", "--listen", f"tcp:{place.port}:interface=127.0.0.1"]
+        where = endpoint.format(port=place.port, scratch=place.scratch) + ":interface=127.0.0.1"
         # Others have no limit to the associations, but the memory.
-        arguments += ["--storage-dir", str(place.storage), "--max-assoc", "1024", *options]
-        return [_beside_python("twistd"), *arguments]
+        arguments = ["--storage-dir", str(place.storage), "--max-assoc", "1024", *options]
+        return [_beside_python("twistd"), "--pidfile=", "-n", "storescp", "--listen", where, *arguments]
 
     return command
+
+
+def _certificate(place: Place) -> list[str]:
+    """The files of a private key and of a certificate that is good for a day."""
+    key, certificate = (str(place.scratch / name) for name in ("key.pem", "certificate.pem"))
+    program = shutil.which("openssl")
+    if not program:
+        raise PeerMissing("openssl is missing: apt-get install openssl")
+    made = ("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "1")
+    where = ("-keyout", key, "-out", certificate)
+    subprocess.run([program, *made, *where], check=True, capture_output=True)
+    return [key, certificate]
+
+
+def _storescp_tls(place: Place) -> list[str]:
+    if importlib.util.find_spec("OpenSSL") is None:
+        raise PeerMissing(f"pyOpenSSL is missing: pip install it into {sys.prefix}")
+    _certificate(place)
+    endpoint = "ssl:{port}:privateKey={scratch}/key.pem:certKey={scratch}/certificate.pem"
+    return _storescp("--sync", "never", endpoint=endpoint)(place)
+
+
+def _dcmtk_tls(place: Place) -> list[str]:
+    # -ic: the load generator has no certificate.
+    return _dcmtk("+tls", *_certificate(place), "-ic")(place)
 
 
 def _pynetdicom(place: Place) -> list[str]:
@@ -158,11 +185,13 @@ PEERS = (
     Peer("raw", "raw copy", _rawcopy()),
     Peer("raw-sync", "raw copy, synced", _rawcopy("--sync")),
     Peer("orthanc-sync", "Orthanc, synced", _orthanc(sync=True), _NODELAY),
+    Peer("storescp-workers", "storescp, 2 workers", _storescp("--sync", "never", "--workers", "2")),
+    Peer("dcmtk-fork", "DCMTK --fork", _dcmtk("--fork"), _NODELAY),
+    Peer("storescp-tls", "storescp, TLS", _storescp_tls, tls=True),
+    Peer("dcmtk-tls", "DCMTK, TLS", _dcmtk_tls, _NODELAY, tls=True),
     # Measured by the sweeps, or when asked for by name.
-    Peer("storescp-workers", "storescp, workers", _storescp("--sync", "never", "--workers", "auto")),
     Peer("storescp-flat", "storescp, flat", _storescp("--sync", "never", "--naming", "flat")),
     Peer("dcmtk-nagle", "DCMTK, Nagle", _dcmtk()),
-    Peer("dcmtk-fork", "DCMTK --fork", _dcmtk("--fork"), _NODELAY),
     Peer("raw-1", "raw copy, 1 process", _rawcopy("--processes", "1")),
     Peer("orthanc", "Orthanc", _orthanc(sync=False), _NODELAY),
 )

@@ -47,7 +47,7 @@ class Point(NamedTuple):
     title: str
     associations: int
     size: int
-    group: str
+    peer: str
     objects_per_second: float
     megabytes_per_second: float
     cpu_per_1000: float
@@ -61,23 +61,19 @@ Points = Sequence[Point]
 
 
 def read(files: Iterable[pathlib.Path]) -> list[Point]:
-    """The best server of each group, from the JSON of one or more runs; of the same measured twice the later one."""
+    """What the JSON of one or more runs has; of the same measured twice the later one."""
     points: dict[tuple[str, ...], Point] = {}
     for file in files:
-        best: dict[tuple[str, ...], Point] = {}
         for result in json.loads(file.read_text())["results"]:
             if (median := result["median"]) is not None:
                 values = result | median
                 point = Point(*(values[name] for name in Point._fields))
-                key = point.comparison, point.storage, point.workload, point.group
-                if key not in best or best[key].objects_per_second < point.objects_per_second:
-                    best[key] = point
-        points |= best
+                points[point.comparison, point.storage, point.workload, point.peer] = point
     return list(points.values())
 
 
-def _colour(group: str) -> str:
-    return _COLOURS.get(group, _OTHER_COLOUR)
+def _colour(peer: str) -> str:
+    return _COLOURS.get(peer, _OTHER_COLOUR)
 
 
 def _ordered(names: Iterable[str]) -> list[str]:
@@ -113,22 +109,22 @@ def bars(points: Points, what: str, title: str) -> Figure:
     """Rates: a panel for each workload, a bar for each server, a paler one for each storage but the first."""
     workloads = _ordered(point.title for point in points)
     storages = _ordered(point.storage for point in points)
-    most = len({point.group for point in points})
+    most = len({point.peer for point in points})
     figure, axes = _panels(len(workloads), 4.2, 0.5 + 0.42 * most, title)
     height = 0.8 / len(storages)
     for axis, workload in zip(axes, workloads, strict=True):
-        groups = _ordered(point.group for point in points if point.title == workload)
-        here = {(p.group, p.storage): p.objects_per_second for p in points if p.title == workload}
-        for row, group in enumerate(groups):
+        peers = _ordered(point.peer for point in points if point.title == workload)
+        here = {(p.peer, p.storage): p.objects_per_second for p in points if p.title == workload}
+        for row, peer in enumerate(peers):
             for number, storage in enumerate(storages):
-                if (rate := here.get((group, storage))) is None:
+                if (rate := here.get((peer, storage))) is None:
                     continue
                 at = row + (number - (len(storages) - 1) / 2) * height
-                axis.barh(at, rate, 0.92 * height, color=_colour(group), alpha=0.45 if number else 1)
+                axis.barh(at, rate, 0.92 * height, color=_colour(peer), alpha=0.45 if number else 1)
                 decimals = 0 if rate >= 100 else 1
                 axis.text(rate, at, f" {rate:,.{decimals}f}", va="center", fontsize=7)
         axis.set_title(workload, fontsize=10)
-        axis.set_yticks(range(len(groups)), groups, fontsize=8)
+        axis.set_yticks(range(len(peers)), peers, fontsize=8)
         axis.invert_yaxis()
         axis.margins(x=0.16)
         axis.xaxis.set_major_formatter(_plain)
@@ -157,11 +153,11 @@ def lines(
 ) -> Figure:
     """A panel for each column, a line for each server, over ``x`` on a logarithmic scale."""
     figure, axes = _panels(len(columns), 4.6, 3.4, title)
-    groups = _ordered(point.group for point in points)
+    peers = _ordered(point.peer for point in points)
     for axis, column in zip(axes, columns, strict=True):
-        for group in groups:
-            line = sorted((x(p), column.value(p)) for p in points if p.group == group)
-            axis.plot(*zip(*line, strict=True), marker="o", markersize=4, color=_colour(group), label=group)
+        for peer in peers:
+            line = sorted((x(p), column.value(p)) for p in points if p.peer == peer)
+            axis.plot(*zip(*line, strict=True), marker="o", markersize=4, color=_colour(peer), label=peer)
         axis.set_xscale("log")
         ticks = sorted({x(point) for point in points})
         axis.set_xticks(ticks, [_short(tick) for tick in ticks], fontsize=8)
@@ -187,19 +183,19 @@ def _short(number: float) -> str:
 def ranges(points: Points, title: str) -> Figure:
     """Response times: a panel for each workload, for each server a line from p50 over p99 to p99.9."""
     workloads = _ordered(point.title for point in points)
-    most = len({point.group for point in points})
+    most = len({point.peer for point in points})
     figure, axes = _panels(len(workloads), 4.2, 0.6 + 0.32 * most, title)
     for axis, workload in zip(axes, workloads, strict=True):
-        groups = _ordered(point.group for point in points if point.title == workload)
+        peers = _ordered(point.peer for point in points if point.title == workload)
         for point in points:
             if point.title == workload:
-                row, colour = groups.index(point.group), _colour(point.group)
+                row, colour = peers.index(point.peer), _colour(point.peer)
                 axis.plot((point.p50, point.p999), (row, row), color=colour, linewidth=2, alpha=0.6)
                 for value, marker in ((point.p50, "o"), (point.p99, "D"), (point.p999, "|")):
                     axis.plot(value, row, marker=marker, color=colour, markersize=9 if marker == "|" else 5)
         axis.set_title(workload, fontsize=10)
-        axis.set_yticks(range(len(groups)), groups, fontsize=8)
-        axis.set_ylim(len(groups) - 0.5, -0.5)
+        axis.set_yticks(range(len(peers)), peers, fontsize=8)
+        axis.set_ylim(len(peers) - 0.5, -0.5)
         axis.set_xscale("log")
         here = [point for point in points if point.title == workload]
         _label(axis.xaxis, [time for point in here for time in (point.p50, point.p999)])

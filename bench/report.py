@@ -42,20 +42,12 @@ def machine() -> str:
 
 
 def blocks(results: Sequence[Result]) -> list[list[Result]]:
-    """The results of each comparison, storage and workload, the best peer of each group, in order of their first."""
-    found: dict[tuple[str, str, str], dict[str, Result]] = {}
+    """The results of each comparison, storage and workload."""
+    found: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         key = result.comparison.name, result.storage, result.workload.name
-        groups = found.setdefault(key, {})
-        other = groups.get(result.peer.group)
-        if other is None or _rate(result) > _rate(other):
-            groups[result.peer.group] = result
-    return [list(groups.values()) for groups in found.values()]
-
-
-def _rate(result: Result) -> float:
-    median = result.median()
-    return median.objects_per_second if median else -1.0
+        found.setdefault(key, []).append(result)
+    return list(found.values())
 
 
 def ratio(ours: Result, theirs: Result) -> float | None:
@@ -112,7 +104,7 @@ def table(results: Sequence[Result]) -> str:
                     _number(median.p999),
                 ]
             quotient = ratio(ours, result) if ours is not None and ours is not result else None
-            rows.append((title, result.peer.group, *cells, f"{quotient:.2f} x" if quotient else ""))
+            rows.append((title, result.peer.title, *cells, f"{quotient:.2f} x" if quotient else ""))
             title = ""
     return "\n".join([*_aligned(rows, 2), "", *notes]).rstrip() + "\n"
 
@@ -121,15 +113,12 @@ def goals(results: Sequence[Result]) -> list[Check]:
     """Each goal that was measured."""
     found = []
     for block in blocks(results):
-        by_group = {result.peer.group: result for result in block}
-        ours = _ours(block)
+        by_name = {result.peer.name: result for result in block}
         for goal in block[0].comparison.goals:
-            theirs = by_group.get(goal.group)
-            if ours is None or theirs is None or ours.peer.name != goal.ours:
-                continue
-            if ours.workload.name == goal.workload:
-                title = f"{ours.workload.title}, {ours.storage}: {ours.peer.group} by {goal.group}"
-                name = f"{goal.workload}, {ours.storage}, {goal.group}"
+            ours, theirs = by_name.get(goal.ours), by_name.get(goal.theirs)
+            if ours is not None and theirs is not None and ours.workload.name == goal.workload:
+                title = f"{ours.workload.title}, {ours.storage}: {ours.peer.title} by {theirs.peer.title}"
+                name = f"{goal.workload}, {ours.storage}, {goal.ours}, {goal.theirs}"
                 found.append(Check(name, title, ratio(ours, theirs), least=goal.least))
     return found
 
@@ -140,7 +129,7 @@ def limits(checks: Sequence[Check]) -> str:
 
 
 def as_json(results: Sequence[Result], checks: Sequence[Check], conditions: str) -> dict[str, object]:
-    """Everything measured, samples too; all DCMTK variants."""
+    """Everything measured, samples too."""
     return {
         "conditions": conditions,
         "results": [
@@ -152,7 +141,7 @@ def as_json(results: Sequence[Result], checks: Sequence[Check], conditions: str)
                 "associations": result.workload.associations,
                 "size": result.workload.size,
                 "server": result.peer.name,
-                "group": result.peer.group,
+                "peer": result.peer.title,
                 "objects_per_association": result.objects,
                 "trouble": result.trouble,
                 "median": dataclasses.asdict(median) if (median := result.median()) else None,
