@@ -27,8 +27,13 @@ _COLOURS = {
     "storescp": "#d55e00",
     "storescp, synced": "#e69f00",
     "storescp, flat": "#e69f00",
+    "storescp, 2 workers": "#a02c00",
+    "storescp, TLS": "#e69f00",
     "DCMTK": "#0072b2",
+    "DCMTK, 128 KiB PDUs": "#5d6fc4",
+    "DCMTK, Nagle": "#9fb8d9",
     "DCMTK --fork": "#56b4e9",
+    "DCMTK, TLS": "#56b4e9",
     "Orthanc": "#009e73",
     "Orthanc, synced": "#009e73",
     "pynetdicom": "#cc79a7",
@@ -80,8 +85,8 @@ def _ordered(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _plain(value: float, _: int) -> str:
-    return f"{value:,g}"
+def _plain(value: float, _: int = 0) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"
 
 
 def _label(axis: Axis, values: Sequence[float]) -> None:
@@ -97,6 +102,8 @@ def _panels(count: int, width: float, height: float, title: str) -> tuple[Figure
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, height * rows + 0.4), layout="constrained")
     figure.suptitle(title)
+    if engine := figure.get_layout_engine():
+        engine.set(hspace=0.08)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for left in axes[count:]:
         left.set_axis_off()
@@ -177,7 +184,7 @@ def _short(number: float) -> str:
     for factor, letter in ((1024**3, "G"), (1024**2, "M"), (1024, "K")):
         if number >= factor and number % factor == 0:
             return f"{number // factor:g}{letter}"
-    return f"{number:,g}"
+    return _plain(number)
 
 
 def ranges(points: Points, title: str) -> Figure:
@@ -187,18 +194,17 @@ def ranges(points: Points, title: str) -> Figure:
     figure, axes = _panels(len(workloads), 4.2, 0.6 + 0.32 * most, title)
     for axis, workload in zip(axes, workloads, strict=True):
         peers = _ordered(point.peer for point in points if point.title == workload)
-        for point in points:
-            if point.title == workload:
-                row, colour = peers.index(point.peer), _colour(point.peer)
-                axis.plot((point.p50, point.p999), (row, row), color=colour, linewidth=2, alpha=0.6)
-                for value, marker in ((point.p50, "o"), (point.p99, "D"), (point.p999, "|")):
-                    axis.plot(value, row, marker=marker, color=colour, markersize=9 if marker == "|" else 5)
+        here = [point for point in points if point.title == workload]
+        rows, colours = [peers.index(point.peer) for point in here], [_colour(point.peer) for point in here]
+        first, last = [point.p50 for point in here], [point.p999 for point in here]
+        axis.hlines(rows, first, last, colors=colours, linewidth=2, alpha=0.6)
+        for times, marker, size in ((first, "o", 25), ([p.p99 for p in here], "D", 25), (last, "|", 80)):
+            axis.scatter(times, rows, c=colours, marker=marker, s=size)
         axis.set_title(workload, fontsize=10)
         axis.set_yticks(range(len(peers)), peers, fontsize=8)
         axis.set_ylim(len(peers) - 0.5, -0.5)
         axis.set_xscale("log")
-        here = [point for point in points if point.title == workload]
-        _label(axis.xaxis, [time for point in here for time in (point.p50, point.p999)])
+        _label(axis.xaxis, [*first, *last])
         axis.tick_params(axis="x", labelsize=8)
         axis.grid(True, axis="x", which="major", color="#dddddd", linewidth=0.6)
     figure.supxlabel(
@@ -222,6 +228,8 @@ def figures(points: Points) -> dict[str, Figure]:
     found: dict[str, Figure] = {}
     for name, comparison, what, title in (
         ("rates", "usual", "objects/s", "Objects stored in a second, nobody syncs"),
+        ("rates-workers", "workers", "objects/s", "Objects stored in a second, two processes, nobody syncs"),
+        ("rates-tls", "tls", "objects/s", "Objects stored in a second, with and without TLS"),
         ("rates-durable", "durable", "objects/s", "Objects stored in a second, Success means on the disk"),
         ("associations", "associate", "associations/s", "Associations in a second, without any object"),
     ):
@@ -257,7 +265,7 @@ def figures(points: Points) -> dict[str, Figure]:
             (_RATE, _CPU, _PEAK),
             lambda point: int(point.workload.rpartition("-")[2]),
             "instances stored already",
-            f"{chosen[0].title.partition(',')[0]}, {chosen[0].storage}: the more there is",
+            f"The more is stored already: {chosen[0].title.partition(',')[0]}, {chosen[0].storage}",
         )
     return found
 
@@ -272,8 +280,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         points = read(options.files)
         options.into.mkdir(parents=True, exist_ok=True)
-        # The same figures give the same files.
-        with matplotlib.rc_context({"svg.hashsalt": "storescp"}):
+        # The same figures give the same files. Text as text: as outlines it is most of a file.
+        with matplotlib.rc_context({"svg.hashsalt": "storescp", "svg.fonttype": "none"}):
             for name, figure in figures(points).items():
                 path = options.into / f"{name}.{options.format}"
                 figure.savefig(path, dpi=110, metadata={"Date": None} if options.format == "svg" else None)
