@@ -30,6 +30,9 @@ from storescp.shared import SharedCounts, SharedOccupancy
 #: Messages that are taken in one turn.
 MESSAGES = 64
 
+#: Seconds for which connections are collected that one message acknowledges. So much later a peer may see one cut.
+ACKNOWLEDGE_AFTER = 0.01
+
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -47,7 +50,7 @@ class Child:
         self._receiver = Receiver(config, reactor, counts.slots[number].statistics, self._occupancy)
         self._receiver.start(number)
         self._reader = Reader(reactor, channel, self.read)
-        self._news = False
+        self._acknowledging = False
         self._stopping = False
 
     def start(self) -> None:
@@ -57,13 +60,7 @@ class Child:
         self._reader.start()
 
     def read(self) -> None:
-        """Take the messages that are there, and acknowledge all connections among them at once."""
-        self._news = False
-        self._read()
-        if self._news:
-            self._tell()
-
-    def _read(self) -> None:
+        """Take the messages that are there."""
         for _ in range(MESSAGES):
             try:
                 message = self._channel.receive()
@@ -82,7 +79,9 @@ class Child:
                 self._serve(message.descriptor)
                 self._count()
                 self._occupancy.taken()
-                self._news = True
+                if not self._acknowledging:
+                    self._acknowledging = True
+                    self._reactor.callLater(ACKNOWLEDGE_AFTER, self._acknowledge)
             case Kind.DROP:
                 self._occupancy.drop_ordered()
                 self._receiver.factory.drop_oldest()
@@ -108,6 +107,10 @@ class Child:
     def _count(self) -> None:
         """Also what was in vain: a connection that could not be served, an order when nothing waits."""
         self._occupancy.waiting(len(self._receiver.factory.pending))
+
+    def _acknowledge(self) -> None:
+        self._acknowledging = False
+        self._tell()
 
     def _tell(self) -> None:
         # No room for it: then there is such a message already that the parent has not read.
