@@ -13,7 +13,8 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp.config import MAX_FILE_SIZE, OPTIONS, Config, ConfigError, Duplicate, LogLevel, Sync, load
+from storescp.config import OPTIONS, Config, ConfigError, Duplicate, LogLevel, Sync, load
+from storescp.config_file import MAX_FILE_SIZE
 from storescp.naming import Naming
 from storescp.sop_classes import MODALITY_GROUPS, STORAGE_SOP_CLASSES
 from storescp.space import SpaceLimit

@@ -25,7 +25,8 @@ PURE = (
     "statistics",
 )
 BLOCKING = (
-    *("part10", "naming", "index_schema", "index", "stored_file", "config", "space"),
+    *("part10", "naming", "index_schema", "index", "stored_file", "space"),
+    *("config_file", "option_values", "config"),
     *("journal", "lost_answers", "commit", "recovery", "archive", "scu"),
     *("shared", "channel"),
 )
