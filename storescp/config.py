@@ -10,15 +10,17 @@ import difflib
 import enum
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import yaml
 
+from storescp.config_access import ACCESS_OPTIONS, AccessConfig, read_access
 from storescp.config_file import ConfigError, composed, is_null, kind, line
-from storescp.naming import Naming
+from storescp.naming import Duplicate, Naming
 from storescp.option_values import (
+    Option,
     accept,
     ae_title,
     database,
@@ -38,7 +40,6 @@ from storescp.space import SpaceLimit
 __all__ = ["OPTIONS", "Config", "ConfigError", "Duplicate", "LogLevel", "Option", "Sync", "load"]
 
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 
 class LogLevel(enum.Enum):
@@ -48,15 +49,6 @@ class LogLevel(enum.Enum):
     INFO = "info"
     WARN = "warn"
     ERROR = "error"
-
-
-class Duplicate(enum.Enum):
-    """What becomes of an instance that is already stored."""
-
-    REJECT = "reject"
-    REPLACE = "replace"
-    IGNORE = "ignore"
-    SAME = "same"
 
 
 class Sync(enum.Enum):
@@ -100,31 +92,9 @@ class Config:
     max_pdu: int
     """0 for no limit."""
     check_called_ae: bool
+    access: AccessConfig
     log_patient_data: bool
     log_level: LogLevel
-
-
-@dataclass(frozen=True, slots=True)
-class Option(Generic[T_co]):
-    """One row of the table: `--name` on the command line, `name:` in YAML."""
-
-    name: str
-    metavar: str
-    """What stands for the value in a usage text; empty for a flag."""
-    default: str
-    """As text. Words in capitals stand for the values of other options."""
-    help: str
-    parse: Callable[[tuple[str, ...]], T_co]
-    """The texts given (exactly one unless `is_list`) -> value. Raises ValueError: "expected ..., got ..."."""
-    short: str = ""
-    """A single letter, or empty."""
-    is_list: bool = False
-    """Whether it may be given several times, and as a list in YAML."""
-
-    @property
-    def is_flag(self) -> bool:
-        """Whether it takes no value on the command line (in YAML it is true or false)."""
-        return not self.metavar
 
 
 _PORT = Option("port", "PORT", "11112", "TCP port to listen on", number(int, "a port", 1, 65535), short="p")
@@ -280,6 +250,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     _STOP_TIMEOUT,
     _MAX_PDU,
     _CHECK_CALLED_AE,
+    *ACCESS_OPTIONS,
     _LOG_PATIENT_DATA,
     _LOG_LEVEL,
 )
@@ -289,6 +260,10 @@ _BY_NAME = {option.name: option for option in OPTIONS}
 
 # Two ways of saying one thing. Only one may be given; on the command line it overrules the other in the file.
 _EITHER_OR = (("port", "listen"), ("no-index", "index-db"))
+
+
+# What stands in the file alone, and is more than a value.
+_SECTIONS = ("callers",)
 
 
 class _Setting(NamedTuple):
@@ -303,7 +278,8 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
     Raises ConfigError.
     """
     typed = _collect(_from_command_line(given))
-    settings = {} if file is None else _collect(_from_file(os.fspath(file)))
+    sections: dict[str, yaml.Node] = {}
+    settings = {} if file is None else _collect(_from_file(os.fspath(file), sections))
     for one, other in _EITHER_OR:
         if one in typed or other in typed:
             settings.pop(one, None)
@@ -313,6 +289,9 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
     def value(option: Option[T]) -> T:
         where, texts = settings.get(option.name) or (f"default of {option.name}", (option.default,))
         return _judged(option, where, texts)
+
+    def place(name: str) -> str:
+        return settings[name].where if name in settings else f"--{name}"
 
     storage_dir = value(_STORAGE_DIR)
     index_db = value(_INDEX_DB) if "index-db" in settings else str(storage_dir / ".storescp" / "index.db")
@@ -338,6 +317,7 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
         stop_timeout=value(_STOP_TIMEOUT),
         max_pdu=value(_MAX_PDU),
         check_called_ae=value(_CHECK_CALLED_AE),
+        access=read_access(value, place, os.fspath(file or ""), sections.get("callers")),
         log_patient_data=value(_LOG_PATIENT_DATA),
         log_level=value(_LOG_LEVEL),
     )
@@ -387,8 +367,8 @@ def _from_command_line(
         yield option, _Setting(f"--{name}", (value,) if isinstance(value, str) else tuple(value))
 
 
-def _from_file(file: str) -> Iterator[tuple[Option[object], _Setting]]:
-    """The entries of a YAML file.
+def _from_file(file: str, sections: dict[str, yaml.Node]) -> Iterator[tuple[Option[object], _Setting]]:
+    """The entries of a YAML file, without those that are no options: they go into *sections*.
 
     It is only composed, not constructed: nodes know their lines, and scalars stay text (the AE title NO).
     """
@@ -402,6 +382,11 @@ def _from_file(file: str) -> Iterator[tuple[Option[object], _Setting]]:
     for key, node in root.value:
         if not isinstance(key, yaml.ScalarNode):
             raise ConfigError(f"{file}:{line(key)}: expected the name of an option, got {kind(key)}")
+        if key.value in _SECTIONS:
+            if key.value in sections:
+                raise ConfigError(f"{file}:{line(key)}: {key.value}: expected once, got a second time")
+            sections[key.value] = node
+            continue
         option = _named(key.value, f"{file}:{line(key)}")
         where = f"{file}:{line(key)}: {option.name}"
         items = node.value if isinstance(node, yaml.SequenceNode) else [node]

@@ -1,4 +1,4 @@
-"""The values of options: each parser makes one of the texts that an operator gave, or says what was expected.
+"""Options and their values: each parser makes one of the texts that an operator gave, or says what was expected.
 
 What belongs here: what a value may look like, wherever it stands. A parser takes the texts given, exactly one
 unless it says otherwise, and raises ValueError: "expected ..., got ...".
@@ -12,13 +12,38 @@ import os
 import pathlib
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from storescp.sop_classes import resolve_sop_classes, resolve_transfer_syntaxes
 from storescp.space import SpaceLimit
 
 E = TypeVar("E", bound=enum.Enum)
 N = TypeVar("N", int, float)
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Option(Generic[T_co]):
+    """One row of the table: `--name` on the command line, `name:` in YAML."""
+
+    name: str
+    metavar: str
+    """What stands for the value in a usage text; empty for a flag."""
+    default: str
+    """As text. Words in capitals stand for the values of other options."""
+    help: str
+    parse: Callable[[tuple[str, ...]], T_co]
+    """The texts given (exactly one unless `is_list`) -> value. Raises ValueError: "expected ..., got ..."."""
+    short: str = ""
+    """A single letter, or empty."""
+    is_list: bool = False
+    """Whether it may be given several times, and as a list in YAML."""
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether it takes no value on the command line (in YAML it is true or false)."""
+        return not self.metavar
 
 
 def unexpected(expected: str, got: str) -> ValueError:
@@ -154,3 +179,15 @@ def prefer(texts: tuple[str, ...]) -> tuple[str, ...]:
         return resolve_transfer_syntaxes(given)
     except ValueError as error:
         raise ValueError(f"{error}; or 'proposed' alone") from None
+
+
+def file_or_none(texts: tuple[str, ...]) -> pathlib.Path | None:
+    """The path of a file, or "none"."""
+    return None if texts[0] == "none" else path(texts)
+
+
+def text_or_none(texts: tuple[str, ...]) -> str | None:
+    """Any text of one line, or "none"."""
+    if not texts[0].strip() or not texts[0].isprintable():
+        raise unexpected("a text, or none", texts[0])
+    return None if texts[0] == "none" else texts[0]

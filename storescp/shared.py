@@ -12,6 +12,7 @@ import fcntl
 import mmap
 import os
 
+from storescp.access import MAX_CALLERS
 from storescp.statistics import Occupancy, Statistics
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Statistics))
@@ -28,7 +29,7 @@ class Slot(ctypes.Structure):
 
     ``statistics`` since the start of the server. Of the connections that the parent has handed over, so many were
     ``taken``, are ``waiting`` without an association or have one (``associations``); so many requests to drop one
-    were heard (``dropped``).
+    were heard (``dropped``). ``of_callers`` are the associations of those that have a maximum of their own.
     """
 
     statistics: SharedStatistics
@@ -36,14 +37,17 @@ class Slot(ctypes.Structure):
     waiting: int
     associations: int
     dropped: int
+    of_callers: ctypes.Array[ctypes.c_int64]
     _fields_ = [
         ("statistics", SharedStatistics),
         *((name, ctypes.c_int64) for name in ("taken", "waiting", "associations", "dropped")),
+        ("of_callers", ctypes.c_int64 * (MAX_CALLERS + 1)),
     ]
 
     def clear(self) -> None:
         """The worker has ended, and its connections with it."""
         self.taken = self.waiting = self.associations = self.dropped = 0
+        ctypes.memset(self.of_callers, 0, ctypes.sizeof(self.of_callers))
 
 
 class SharedCounts:
@@ -81,21 +85,32 @@ class SharedOccupancy(Occupancy):
         self._counts = counts
         self._slot = counts.slots[number]
 
-    def begin(self) -> bool:
+    @property
+    def is_full(self) -> bool:
+        """See Occupancy."""
+        return self._counts.associations >= self.max_assoc
+
+    def begin(self, caller: int | None = None, most: int = 0) -> bool:
         """See Occupancy."""
         # A lock of the process, not of the open file: that one they share. Gone with the process, if it dies in it.
         fcntl.lockf(self._counts.descriptor, fcntl.LOCK_EX)
         try:
-            if self._counts.associations >= self.max_assoc:
+            if self.is_full:
                 return False
+            if caller is not None:
+                if sum(slot.of_callers[caller] for slot in self._counts.slots) >= most:
+                    return False
+                self._slot.of_callers[caller] += 1
             self._slot.associations += 1
             return True
         finally:
             fcntl.lockf(self._counts.descriptor, fcntl.LOCK_UN)
 
-    def end(self) -> None:
+    def end(self, caller: int | None = None) -> None:
         """See Occupancy."""
         self._slot.associations -= 1
+        if caller is not None:
+            self._slot.of_callers[caller] -= 1
 
     def waiting(self, connections: int) -> None:
         """See Occupancy."""
