@@ -234,6 +234,7 @@ class IncomingInstance:
         "chunk_held",
         "data_set_offset",
         "digest",
+        "duplicate",
         "error",
         "exists",
         "file",
@@ -260,6 +261,7 @@ class IncomingInstance:
         self._running = False
         self._finished: Deferred[Outcome] = Deferred()
         self.origin = origin
+        self.duplicate = origin.duplicate
         self.chunk: list[bytes | memoryview] = []
         self.chunk_held = 0
         self.final = False
@@ -444,7 +446,7 @@ class IncomingInstance:
             raise Mismatch("SOP Instance UID differs from the command's")
         self.received_at = self._store.wall_clock()
         date = head.raw.get(tags.STUDY_DATE)
-        self.path = relative_path(
+        path = relative_path(
             self._store.naming,
             study_instance_uid=study,
             series_instance_uid=series,
@@ -452,3 +454,4 @@ class IncomingInstance:
             study_date=date.decode("latin-1").strip("\0 ") if date is not None else None,
             received=datetime.date.fromtimestamp(self.received_at),
         )
+        self.path = f"{origin.directory}/{path}" if origin.directory else path
