@@ -128,9 +128,9 @@ class VerdictTests(_TestCase):
         access = self.access("callers: {A: {addresses: [10.1.0.0/16, 192.0.2.7, 'fd00::/8, ::1']}}")
         for address in ("10.1.255.3", "192.0.2.7", "fd12::1", "::1", "::ffff:10.1.0.1", "fd00::1%eth0"):
             self.assertIsNone(self.verdict(access, "A", address), address)
-        for address in ("10.2.0.1", "192.0.2.8", "fe80::1", "::2", "::ffff:10.2.0.1", None):
+        for other in ("10.2.0.1", "192.0.2.8", "fe80::1", "::2", "::ffff:10.2.0.1", None):
             self.assertEqual(
-                self.verdict(access, "A", address),
+                self.verdict(access, "A", other),
                 "113 rejected_addresses: callers.A does not allow this address",
             )
         self.assertIsNone(self.verdict(access, "B", None))

@@ -9,6 +9,7 @@ import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from storescp.access import MAX_CALLERS
 from storescp.shared import SharedCounts, SharedOccupancy
 from storescp.statistics import Statistics
 from tests.server import DEADLINE, environment
@@ -62,6 +63,22 @@ class SharedCountsTests(SynchronousTestCase):
         self.assertEqual((slot.taken, slot.waiting, slot.associations, slot.dropped), (0, 0, 0, 0))
         self.assertEqual(self.counts.total(), Statistics(messages=2))
         self.assertTrue(SharedOccupancy(self.counts, 2, 1).begin())
+
+    def test_callers(self) -> None:
+        """The maximum of a caller is that of all workers; a worker that ends gives back what its callers had."""
+        first, second = (SharedOccupancy(self.counts, number, 5) for number in range(2))
+        last = MAX_CALLERS
+        self.assertEqual(
+            [one.begin(last, 2) for one in (first, second, first, second)], [True, True, False, False]
+        )
+        self.assertEqual([first.begin(0, 1), second.begin(0, 1), second.begin()], [True, False, True])
+        self.assertFalse(second.is_full)
+        second.end(last)
+        self.assertTrue(first.begin(last, 2))
+        self.counts.slots[0].clear()
+        self.assertEqual([second.begin(last, 2) for _ in range(3)], [True, True, False])
+        self.assertEqual((self.counts.associations, second.begin(), second.begin()), (3, True, True))
+        self.assertEqual((second.is_full, second.begin(0, 9)), (True, False))
 
     def test_limit(self) -> None:
         """Four processes at once never have more associations than the limit, and reach it exactly."""
