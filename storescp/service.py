@@ -149,7 +149,12 @@ class StoreSCPService(Service):
         )
         access = config.access
         if access.callers.is_open and not access.auth_required:
-            self.log.info("any caller may store: there are no rules in callers that keep one out")
+            self.log.info(
+                "any caller may store{but}",
+                but=f", but for {len(access.callers.known)} with rules of their own"
+                if access.callers.known
+                else "",
+            )
         else:
             self.log.info(
                 "{count} callers have rules of their own, others {others}; user identity {users}",

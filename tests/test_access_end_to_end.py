@@ -152,6 +152,12 @@ class UserTests(_TestCase):
         ):
             server.wait_for(why)
 
+    def test_help(self) -> None:
+        """--help-auth lists the kinds of checkers."""
+        done = run_twistd("--help-auth", cwd=self.home)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertRegex(done.stdout, r"\n  file\s+\S")
+
     def test_mistakes(self) -> None:
         """What users cannot be checked with is one line, also with workers, and exit code 1."""
         short = self.write("short", "too short")
