@@ -31,13 +31,14 @@ class DuplicateInstance(Exception):
 class CompleteFile(Protocol):
     """A file that waits for its name.
 
-    ``content`` is its bytes, if the journal is to have them; else the file is synced.
-    ``data_set_offset`` in bytes; ``replaced`` is the hidden name of what it took the place of. The commit sets
-    ``error``, ``exists`` (the name is taken: :meth:`Committer.judge` it), ``is_begun`` and ``is_open`` (the journal
-    waits for the sender to have its answer).
+    ``content`` is its bytes, if the journal is to have them; else the file is synced. ``duplicate`` is its own policy,
+    None for that of all; ``data_set_offset`` in bytes; ``replaced`` the hidden name of what it took the place of. The
+    commit sets ``error``, ``exists`` (the name is taken: :meth:`Committer.judge` it), ``is_begun`` and ``is_open`` (the
+    journal waits for the sender to have its answer).
     """
 
     path: str
+    duplicate: Duplicate | None
     file: UnnamedFile | None
     content: Pieces
     is_begun: bool
@@ -146,7 +147,7 @@ class Committer:
             # The journal must not have the content of one that gets no name.
             if (
                 self._directory.sync
-                and self.duplicate is not Duplicate.REPLACE
+                and (file.duplicate or self.duplicate) is not Duplicate.REPLACE
                 and self._directory.has(file.path)
             ):
                 file.exists = True
@@ -167,9 +168,10 @@ class Committer:
 
     def judge(self, file: CompleteFile) -> None:
         """Decide on a *file* whose name is taken. Raises DuplicateInstance unless that is a success, and OSError."""
-        lost = self.duplicate is Duplicate.REJECT and file.path not in self._found and file.path in self._lost
-        if self.duplicate is not Duplicate.IGNORE and not (
-            (lost or self.duplicate is Duplicate.SAME) and self._is_same(file)
+        duplicate = file.duplicate or self.duplicate
+        lost = duplicate is Duplicate.REJECT and file.path not in self._found and file.path in self._lost
+        if duplicate is not Duplicate.IGNORE and not (
+            (lost or duplicate is Duplicate.SAME) and self._is_same(file)
         ):
             raise DuplicateInstance(file.path)
         # Whoever stored it may not have waited for the disk, or not have lived to do so.
@@ -221,7 +223,7 @@ class Committer:
         try:
             self._directory.name(file.file, file.path)
         except FileExistsError:
-            if self.duplicate is Duplicate.REPLACE:
+            if (file.duplicate or self.duplicate) is Duplicate.REPLACE:
                 file.replaced = self._directory.replace(file.file, file.path)
             else:
                 file.exists = True

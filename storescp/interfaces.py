@@ -8,20 +8,28 @@ from typing import NamedTuple, TypeAlias
 from twisted.internet.defer import Deferred
 from zope.interface import Interface
 
+from storescp.access import Caller
 from storescp.dataset_head import Head
 from storescp.dimse import Status
+from storescp.naming import Duplicate
 from storescp.negotiation import AcceptedContext
-from storescp.pdu import Fragment
+from storescp.pdu import Fragment, UserIdentity
 
 
 class Origin(NamedTuple):
-    """What is known of an instance before its data set: from the command set and the association."""
+    """What is known of an instance before its data set: from the command set and the association.
+
+    ``directory`` is where it belongs below the storage directory, without a slash at its end (empty: there),
+    ``duplicate`` what is to become of it if it is stored already (None: what goes for all).
+    """
 
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
     calling_ae_title: str
     called_ae_title: str
+    directory: str = ""
+    duplicate: Duplicate | None = None
 
 
 class Outcome(NamedTuple):
@@ -92,12 +100,13 @@ class IInstanceStore(Interface):
 class IAssociation(IFlow):
     """What the services see of an association.
 
-    ``contexts`` are the accepted presentation contexts by ID. ``can_send`` tells whether a response can
-    still be sent.
+    ``caller`` is the rule that it stands under. ``contexts`` are the accepted presentation contexts by ID.
+    ``can_send`` tells whether a response can still be sent.
     """
 
     calling_ae_title: str
     called_ae_title: str
+    caller: Caller
     address: str
     contexts: dict[int, AcceptedContext]
     can_send: bool
@@ -128,3 +137,14 @@ class IAssociationUser(Interface):
 
     def association_ended(*, released: bool) -> None:
         """Nothing more comes, and nothing can be sent."""
+
+
+class Unauthorized(Exception):
+    """The user is not who it says. str() says why, in words for the operator, and without a secret."""
+
+
+class IAuthenticator(Interface):
+    """What checks who a user is."""
+
+    def authenticate(identity: UserIdentity) -> Deferred[str]:
+        """Fires with the user's name, or fails with Unauthorized, or with anything else when that cannot be told."""

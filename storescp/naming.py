@@ -1,4 +1,6 @@
-"""Where an instance belongs under the storage directory, by its UIDs and its Study Date. No I/O."""
+"""Where an instance belongs under the storage directory, by its UIDs and its Study Date, and what becomes of one whose
+place is taken. No I/O.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import enum
 import functools
 import re
 
-__all__ = ["Naming", "UnsafeUID", "is_safe_uid", "relative_path"]
+__all__ = ["Duplicate", "Naming", "UnsafeUID", "is_safe_uid", "relative_path"]
 
 
 class Naming(enum.Enum):
@@ -19,6 +21,15 @@ class Naming(enum.Enum):
     """YYYY/MM/DD/Study/SOP.dcm, by Study Date, else by the day of receipt"""
     FLAT = "flat"
     """SOP.dcm"""
+
+
+class Duplicate(enum.Enum):
+    """What becomes of an instance that is already stored."""
+
+    REJECT = "reject"
+    REPLACE = "replace"
+    IGNORE = "ignore"
+    SAME = "same"
 
 
 class UnsafeUID(ValueError):

@@ -19,18 +19,25 @@ from storescp.pdu import (
     PresentationContextResult,
     UserInformation,
 )
+from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION
 
 # PS3.8 Table 9-21: result, source, reason.
 APPLICATION_CONTEXT_NOT_SUPPORTED = AAssociateRJ(1, 1, 2)
 CALLING_AE_TITLE_NOT_RECOGNIZED = AAssociateRJ(1, 1, 3)
 CALLED_AE_TITLE_NOT_RECOGNIZED = AAssociateRJ(1, 1, 7)
 LOCAL_LIMIT_EXCEEDED = AAssociateRJ(2, 3, 2)
+# PS3.7 §D.3.3.7: authorization failures are permanent, by the provider (ACSE), without a reason. One that may be none
+# if it is asked for again is not permanent.
+USER_NOT_AUTHORIZED = AAssociateRJ(1, 2, 1)
+USER_NOT_CHECKED = AAssociateRJ(2, 2, 1)
 
 REJECT_REASONS: dict[AAssociateRJ, str] = {
     APPLICATION_CONTEXT_NOT_SUPPORTED: "application context not supported",
     CALLING_AE_TITLE_NOT_RECOGNIZED: "calling AE title not recognized",
     CALLED_AE_TITLE_NOT_RECOGNIZED: "called AE title not recognized",
     LOCAL_LIMIT_EXCEEDED: "local limit exceeded",
+    USER_NOT_AUTHORIZED: "user not authorized",
+    USER_NOT_CHECKED: "user could not be checked",
 }
 
 ACCEPTANCE = 0
@@ -49,12 +56,13 @@ class AcceptedContext(NamedTuple):
 class Policy:
     """What this acceptor takes.
 
-    ``called_ae_title`` is the only title answered to, None to answer to every one. ``prefer`` lists transfer
-    syntaxes, the best first: one of them that is proposed is chosen before the first proposed that we take.
+    ``called_ae_titles`` are the only titles answered to, None to answer to every one. ``transfer_syntaxes`` are those
+    of data sets: Verification has none, and goes in any. ``prefer`` lists transfer syntaxes, the best first: one of
+    them that is proposed is chosen before the first proposed that we take.
     ``maximum_length`` is what we announce for P-DATA-TF, in bytes.
     """
 
-    called_ae_title: str | None
+    called_ae_titles: AbstractSet[str] | None
     abstract_syntaxes: AbstractSet[str]
     transfer_syntaxes: AbstractSet[str]
     prefer: tuple[str, ...] = ()
@@ -67,7 +75,7 @@ def negotiate(request: AAssociateRQ, policy: Policy) -> AAssociateAC | AAssociat
     """The answer to *request*: a rejection, or a result for every proposed context in the order proposed."""
     if request.application_context_name != APPLICATION_CONTEXT_NAME:
         return APPLICATION_CONTEXT_NOT_SUPPORTED
-    if policy.called_ae_title not in (None, request.called_ae_title):
+    if policy.called_ae_titles is not None and request.called_ae_title not in policy.called_ae_titles:
         return CALLED_AE_TITLE_NOT_RECOGNIZED
     # PS3.5 VR AE has no control characters; a title with them would only serve to forge log lines.
     if not request.called_ae_title.isprintable():
@@ -100,8 +108,9 @@ def _answer(context: PresentationContext, policy: Policy) -> PresentationContext
         # The transfer syntax of a refused context is not significant, but the item must be there.
         return PresentationContextResult(context.id, ABSTRACT_SYNTAX_NOT_SUPPORTED, _any_syntax(context))
     proposed = context.transfer_syntaxes
+    taken = policy.transfer_syntaxes if context.abstract_syntax != VERIFICATION else TRANSFER_SYNTAXES.keys()
     for name in (*(name for name in policy.prefer if name in proposed), *proposed):
-        if name in policy.transfer_syntaxes:
+        if name in taken:
             return PresentationContextResult(context.id, ACCEPTANCE, name)
     return PresentationContextResult(context.id, TRANSFER_SYNTAXES_NOT_SUPPORTED, _any_syntax(context))
 

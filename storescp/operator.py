@@ -30,6 +30,7 @@ from storescp.operator_archive import (
     Workers,
 )
 from storescp.operator_send import SUCCESS, Sending, status_text
+from storescp.pdu import UserIdentity
 from storescp.scu import SCU, AssociationError, ContextNotAccepted
 from storescp.sop_classes import VERIFICATION
 
@@ -39,7 +40,17 @@ BUSY_TIMEOUT = 60.0
 _IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
+#: Where the passcode of --user is, unless in a file. Not on the command line, which everybody can see.
+PASSWORD_VARIABLE = "STORESCP_PASSWORD"
+
+#: Bytes of a user's name and passcode together: no more goes into an item.
+MAX_FIELD = 4096
+
 T = TypeVar("T")
+
+
+class WrongUsage(Exception):
+    """Options that make no sense together, in one line."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
+    except WrongUsage as error:
+        parser.error(str(error))
     except BrokenPipeError:  # nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -205,6 +218,7 @@ def _echo(options: argparse.Namespace) -> int:
             calling_ae_title=options.calling,
             called_ae_title=options.called,
             timeout=options.timeout,
+            user=_user(options),
         ) as scu:
             started = time.monotonic()
             response = scu.echo(*context)
@@ -224,6 +238,7 @@ def _send(options: argparse.Namespace) -> int:
         calling_ae_title=options.calling,
         called_ae_title=options.called,
         timeout=options.timeout,
+        user=_user(options),
         report=lambda path, why, status: output.unsent(path, why, status, progress),
         progress=progress.show,
     )
@@ -252,6 +267,24 @@ def _send(options: argparse.Namespace) -> int:
     if error is not None:
         return _fail(f"{options.host} port {options.port}: {error}")
     return 0 if set(sending.statuses) == {SUCCESS} and not sending.unsent else 1
+
+
+def _user(options: argparse.Namespace) -> UserIdentity | None:
+    """Who sends, and the passcode: of a file, else of the environment; without one it is the name alone."""
+    if options.user is None:
+        if options.password_file is not None:
+            raise WrongUsage("--password-file: expected --user with it, got none")
+        return None
+    passcode = os.environb.get(PASSWORD_VARIABLE.encode())
+    if options.password_file is not None:
+        with open(options.password_file, "rb") as file:
+            passcode = file.read(MAX_FIELD + 2).rstrip(b"\r\n")
+    name = options.user.encode()
+    if len(name) + len(passcode or b"") > MAX_FIELD:
+        raise WrongUsage(f"--user: expected a name and passcode of at most {MAX_FIELD} bytes, got more")
+    if passcode is None:
+        return UserIdentity(1, name, positive_response_requested=True)
+    return UserIdentity(2, name, passcode, positive_response_requested=True)
 
 
 # -- output --
@@ -441,6 +474,12 @@ def _add_peer_options(parser: argparse.ArgumentParser) -> None:
         default=30.0,
         help="how long to wait for the connection, and for each answer [default: 30]",
     )
+    parser.add_argument(
+        "--user",
+        metavar="NAME",
+        help=f"who sends; the passcode is in --password-file or in {PASSWORD_VARIABLE}",
+    )
+    parser.add_argument("--password-file", metavar="FILE", help="file with the passcode of --user")
 
 
 def _number(kind: Callable[[str], T], low: T, high: T) -> Callable[[str], T]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from storescp import dataset_head as tags
+from storescp.pdu import UserIdentity
 from storescp.scu import MAX_CONTEXTS, SCU, AssociationError, ContextNotAccepted
 from storescp.sop_classes import DEFLATED_TRANSFER_SYNTAXES
 from storescp.stored_file import NotAnInstance, open_file, read_data_set_head, read_file_head
@@ -69,6 +70,7 @@ class Sending:
         calling_ae_title: str,
         called_ae_title: str,
         timeout: float,
+        user: UserIdentity | None = None,
         report: Callable[[str, str, int | None], None],
         progress: Callable[[int, int], None] = lambda done, known: None,
     ) -> None:
@@ -77,6 +79,7 @@ class Sending:
         self._calling_ae_title = calling_ae_title
         self._called_ae_title = called_ae_title
         self._timeout = timeout
+        self._user = user
         self._report = report
         self._progress = progress
         self._known = 0
@@ -113,6 +116,7 @@ class Sending:
             calling_ae_title=self._calling_ae_title,
             called_ae_title=self._called_ae_title,
             timeout=self._timeout,
+            user=self._user,
         ) as scu:
             while waiting:
                 file = waiting.popleft()

@@ -25,6 +25,7 @@ _ITEM = struct.Struct(">BxH")
 _PDV = struct.Struct(">IBB")
 _FIXED = struct.Struct(">H2x16s16s32x")
 _CONTEXT = struct.Struct(">BxBx")
+_IDENTITY = struct.Struct(">BBH")
 _PDATA_ONE_PDV = struct.Struct(">BxIIBB")
 
 
@@ -103,17 +104,38 @@ class PresentationContextResult:
 
 
 @dataclass(frozen=True, slots=True)
+class UserIdentity:
+    """Who a requestor says that its user is, PS3.7 §D.3.3.7.1. repr() keeps secrets.
+
+    ``type``: 1 username, 2 username and passcode, 3 Kerberos service ticket, 4 SAML assertion, 5 JSON Web Token.
+    ``primary`` is the username, ticket, assertion or token; ``secondary`` the passcode, of type 2 alone.
+    """
+
+    type: int
+    primary: bytes = field(repr=False)
+    secondary: bytes = field(default=b"", repr=False)
+    positive_response_requested: bool = False
+
+    def encode(self) -> bytes:
+        head = _IDENTITY.pack(self.type, self.positive_response_requested, len(self.primary))
+        return _item(0x58, head + self.primary + struct.pack(">H", len(self.secondary)) + self.secondary)
+
+
+@dataclass(frozen=True, slots=True)
 class UserInformation:
     """The user information item, PS3.8 §9.3.2.3 and PS3.7 Annex D.3.3.
 
     ``maximum_length`` is the largest variable field of a P-DATA-TF that its sender takes; 0 means no limit.
     ``other`` keeps the sub-items that have no field of their own, in order, as (item type, value).
+    ``user_identity`` is a request's, ``user_identity_response`` what the acceptor says to it, PS3.7 §D.3.3.7.2.
     """
 
     maximum_length: int = 0
     implementation_class_uid: str = ""
     implementation_version_name: str = ""
     other: tuple[tuple[int, bytes], ...] = ()
+    user_identity: UserIdentity | None = None
+    user_identity_response: bytes | None = field(default=None, repr=False)
 
     def encode(self) -> bytes:
         body = _item(0x51, struct.pack(">I", self.maximum_length))
@@ -121,7 +143,13 @@ class UserInformation:
             body += _item(0x52, self.implementation_class_uid.encode("ascii"))
         if self.implementation_version_name:
             body += _item(0x55, self.implementation_version_name.encode("ascii"))
-        return _item(0x50, body + b"".join(_item(kind, value) for kind, value in self.other))
+        body += b"".join(_item(kind, value) for kind, value in self.other)
+        if self.user_identity is not None:
+            body += self.user_identity.encode()
+        if self.user_identity_response is not None:
+            response = self.user_identity_response
+            body += _item(0x59, struct.pack(">H", len(response)) + response)
+        return _item(0x50, body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +268,9 @@ def decode(data: bytes) -> PDU:
     if length != len(body):
         raise InvalidPDU(f"PDU type {kind:02X}H claims {length} bytes, it has {len(body)}")
     if kind in (0x01, 0x02):
-        return _known_associate(kind, body) if length <= _KNOWN_LENGTH else _decode_associate(kind, body)
+        # What may have the secrets of a user identity item is not remembered.
+        known = length <= _KNOWN_LENGTH and b"\x58\0" not in body
+        return _known_associate(kind, body) if known else _decode_associate(kind, body)
     if kind not in (0x03, 0x05, 0x06, 0x07):
         raise UnrecognizedPDU(f"PDU type {kind:02X}H")
     if len(body) < 4:
@@ -458,6 +488,8 @@ def _decode_user_information(value: bytes) -> UserInformation:
     maximum_length = 0
     class_uid = version_name = ""
     other = []
+    identity: UserIdentity | None = None
+    response: bytes | None = None
     for item, content in _items(value):
         if item == 0x51:
             if len(content) != 4:
@@ -467,6 +499,28 @@ def _decode_user_information(value: bytes) -> UserInformation:
             class_uid = _text(content)
         elif item == 0x55:
             version_name = content.decode("ascii", "replace").strip("\0 ")
+        elif item == 0x58:
+            identity = _decode_user_identity(content)
+        elif item == 0x59:
+            response, _ = _field(content, 0)
         else:
             other.append((item, content))
-    return UserInformation(maximum_length, class_uid, version_name, tuple(other))
+    return UserInformation(maximum_length, class_uid, version_name, tuple(other), identity, response)
+
+
+def _decode_user_identity(value: bytes) -> UserIdentity:
+    if len(value) < 2:
+        raise InvalidPDU("a user identity item is cut short")
+    primary, position = _field(value, 2)
+    # Some leave out the length of a secondary field that their type does not have.
+    secondary = _field(value, position)[0] if position < len(value) else b""
+    return UserIdentity(value[0], primary, secondary, value[1] != 0)
+
+
+def _field(value: bytes, position: int) -> tuple[bytes, int]:
+    """The field at *position*, which follows its length in two bytes, and where it ends."""
+    start = position + 2
+    end = start + int.from_bytes(value[position:start], "big")
+    if not start <= end <= len(value):
+        raise InvalidPDU("a field of a user identity item is cut short")
+    return value[start:end], end

@@ -11,11 +11,11 @@ import socket
 import termios
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
@@ -27,11 +27,13 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Connection
-from twisted.logger import Logger
+from twisted.logger import LogEvent, Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from storescp.interfaces import IAssociation, IAssociationUser
+from storescp.access import ANYONE, Access, Admitted, Caller, Callers, Refused, user_refused, user_unchecked
+from storescp.certificates import PeerCertificate
+from storescp.interfaces import IAssociation, IAssociationUser, IAuthenticator, Unauthorized
 from storescp.logs import info_emitter
 from storescp.negotiation import (
     LOCAL_LIMIT_EXCEEDED,
@@ -39,9 +41,8 @@ from storescp.negotiation import (
     AcceptedContext,
     Policy,
     accepted_contexts,
-    negotiate,
 )
-from storescp.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ, Fragment, ProtocolViolation
+from storescp.pdu import AAssociateRQ, Fragment, ProtocolViolation
 from storescp.statistics import Occupancy, Statistics
 from storescp.upper_layer import (
     AbortIndication,
@@ -77,6 +78,7 @@ class Limits:
     max_pending: int
     timeout: float
     artim_timeout: float
+    auth_timeout: float = 10.0
 
 
 class IConnection(ITCPTransport, ISystemHandle, IPushProducer, IConsumer):
@@ -89,10 +91,13 @@ class AssociationProtocol(Protocol):
 
     log = Logger()
     transport: IConnection | None
+    peer_certificate: PeerCertificate | None = None
 
-    def __init__(self, factory: AssociationFactory, address: str) -> None:
+    def __init__(self, factory: AssociationFactory, address: str, host: str | None = None) -> None:
         self.parent = factory
         self.address = address
+        self.host = host
+        self.caller = ANYONE
         self.calling_ae_title = ""
         self.called_ae_title = ""
         self.contexts: dict[int, AcceptedContext] = {}
@@ -103,6 +108,7 @@ class AssociationProtocol(Protocol):
         self._artim: IDelayedCall | None = None
         self._idle: IDelayedCall | None = None
         self._closing: IDelayedCall | None = None
+        self._checking: Deferred[Any] | None = None  # who the user is
         self._unread: IDelayedCall | None = None  # since when the peer does not read what we send
         self._held = 0
         self._waits_for_storage = False
@@ -164,6 +170,7 @@ class AssociationProtocol(Protocol):
             self._indication(indication)
         elif not self.calling_ae_title:
             self.log.debug("{address} closed without an association", address=self.address)
+        self._stop_checking()
         with self._sending:
             self._stop_sending_directly()
         self._end_association()
@@ -276,21 +283,35 @@ class AssociationProtocol(Protocol):
                 self._aborted(indication)
 
     def _associate(self, request: AAssociateRQ) -> None:
-        answer = self.parent.answer(request)
-        names = {
-            "calling": request.calling_ae_title,
-            "called": request.called_ae_title,
-            "address": self.address,
-        }
-        if isinstance(answer, AAssociateRJ):
-            self.parent.statistics.rejected += 1
-            self._upper_layer.reject(answer)
-            self.log.warn(
-                "association rejected: {calling!r} at {address} to {called!r}: {reason}",
-                **names,
-                reason=REJECT_REASONS[answer],
-            )
+        verdict = self.parent.access.judge(request, self.host, self.peer_certificate)
+        if isinstance(verdict, Refused):
+            self._refuse(request, verdict)
             return
+        identity, authenticator = request.user_information.user_identity, self.parent.authenticator
+        if identity is None or authenticator is None:
+            self._admit(request, verdict, None)
+            return
+        # Until this fires the upper layer stays in state 3, in which the peer may do nothing but abort.
+        checking = maybeDeferred(authenticator.authenticate, identity)
+        self._checking = checking
+        checking.addTimeout(self.parent.limits.auth_timeout, self._clock)
+        checking.addCallbacks(partial(self._admit, request, verdict), partial(self._not_checked, request))
+        checking.addCallbacks(lambda _: self._flush(), self._cannot_answer)
+
+    def _admit(self, request: AAssociateRQ, admitted: Admitted, user: str | None) -> None:
+        """The association may be, and *user* is who asks for it: accept it, if that one may and there is room."""
+        self._checking = None
+        caller, answer = admitted
+        refused = self.parent.access.judge_user(caller, user) or self.parent.begin(caller)
+        if refused is not None:
+            self._refuse(request, refused)
+            return
+        identity = request.user_information.user_identity
+        if user is not None and identity is not None and identity.positive_response_requested:
+            answer = replace(
+                answer, user_information=replace(answer.user_information, user_identity_response=b"")
+            )
+        self.caller = caller
         self.calling_ae_title = request.calling_ae_title
         self.called_ae_title = request.called_ae_title
         self.contexts = accepted_contexts(request, answer)
@@ -304,15 +325,52 @@ class AssociationProtocol(Protocol):
         self._began = self._clock.seconds()
         self.parent.associated(self)
         self._watch_idleness(self.parent.limits.timeout)
-        _info(
-            self,
-            "association accepted: {calling} at {address} to {called}, {accepted} of {proposed} contexts",
-            {
-                **names,
-                "accepted": len(self.contexts),
-                "proposed": len(request.presentation_contexts),
-            },
+        text = "association accepted: {calling} at {address} to {called}, {accepted} of {proposed} contexts"
+        event: LogEvent = {
+            "calling": request.calling_ae_title,
+            "called": request.called_ae_title,
+            "address": self.address,
+            "accepted": len(self.contexts),
+            "proposed": len(request.presentation_contexts),
+        }
+        if user is not None:
+            text += ", user {user!r}"
+            event["user"] = user
+        _info(self, text, event)
+
+    def _refuse(self, request: AAssociateRQ, refused: Refused) -> None:
+        self.parent.statistics.count_rejection(refused.counter)
+        self._upper_layer.reject(refused.answer)
+        self.log.warn(
+            "association rejected: {calling!r} at {address} to {called!r}: {reason}",
+            calling=request.calling_ae_title,
+            called=request.called_ae_title,
+            address=self.address,
+            reason=refused.why,
         )
+
+    def _not_checked(self, request: AAssociateRQ, failure: Failure) -> None:
+        """The user is not who it says, or nobody can tell."""
+        if self._checking is None:
+            return  # nor does anybody want to know any more
+        self._checking = None
+        error = failure.value
+        if isinstance(error, Unauthorized):
+            self._refuse(request, user_refused(str(error)))
+        elif isinstance(error, TimeoutError):
+            limit = self.parent.limits.auth_timeout
+            self._refuse(request, user_unchecked(f"the user could not be checked within {limit:g} s"))
+        else:  # its words are not repeated: who knows whether they have the passcode in them
+            self._refuse(request, user_unchecked(f"the user could not be checked: {type(error).__name__}"))
+
+    def _cannot_answer(self, failure: Failure) -> None:
+        self.log.failure("an association could not be answered", failure)
+        self._cut()
+
+    def _stop_checking(self) -> None:
+        checking, self._checking = self._checking, None
+        if checking is not None:
+            checking.cancel()
 
     def _release(self) -> None:
         self._releasing = False
@@ -331,6 +389,7 @@ class AssociationProtocol(Protocol):
         self._flush()
 
     def _aborted(self, indication: AbortIndication) -> None:
+        self._stop_checking()
         if self._user is None:
             self.log.debug("{address}: {why}", address=self.address, why=indication.why)
             return
@@ -465,11 +524,17 @@ class AssociationProtocol(Protocol):
 _info = info_emitter(AssociationProtocol)
 
 
+def _counted(caller: Caller) -> int | None:
+    """The number under which a caller's associations are counted, where they are."""
+    return caller.number if caller.max_assoc else None
+
+
 class AssociationFactory(Factory):
     """Makes the protocols, counts them, and holds the limits that are of the whole.
 
     ``user_factory`` makes the services for an association that was accepted; ``occupancy`` counts associations
-    over several processes, if there are.
+    over several processes, if there are. ``access`` judges requests, by default by the policy alone;
+    ``authenticator`` checks users, if they are to be.
     """
 
     noisy = False
@@ -483,8 +548,11 @@ class AssociationFactory(Factory):
         clock: IReactorTime,
         statistics: Statistics,
         occupancy: Occupancy | None = None,
+        access: Access | None = None,
     ) -> None:
         self.policy = policy
+        self.access = access if access is not None else Access(Callers(), policy)
+        self.authenticator: IAuthenticator | None = None
         self.limits = limits
         self.user_factory = user_factory
         self.clock = clock
@@ -498,14 +566,17 @@ class AssociationFactory(Factory):
     def buildProtocol(self, addr: IAddress | None) -> AssociationProtocol:
         host, port = getattr(addr, "host", None), getattr(addr, "port", None)
         address = f"{host}:{port}" if host is not None else "local socket"
-        return AssociationProtocol(self, address)
+        return AssociationProtocol(self, address, host)
 
-    def answer(self, request: AAssociateRQ) -> AAssociateAC | AAssociateRJ:
-        """The answer to an association request: the policy's, if there is room."""
-        answer = negotiate(request, self.policy)
-        if isinstance(answer, AAssociateAC) and (self._draining or not self.occupancy.begin()):
-            return LOCAL_LIMIT_EXCEEDED
-        return answer
+    def begin(self, caller: Caller) -> Refused | None:
+        """Count one more association, if there is room for it."""
+        why = REJECT_REASONS[LOCAL_LIMIT_EXCEEDED]
+        if not self._draining:
+            if self.occupancy.begin(_counted(caller), caller.max_assoc):
+                return None
+            if not self.occupancy.is_full:
+                why += f": callers.{caller.name} allows {caller.max_assoc} associations"
+        return Refused(LOCAL_LIMIT_EXCEEDED, why, "rejected_full")
 
     def opened(self, protocol: AssociationProtocol) -> None:
         self.statistics.connections += 1
@@ -518,7 +589,7 @@ class AssociationFactory(Factory):
 
     def disassociated(self, protocol: AssociationProtocol) -> None:
         self.associations.discard(protocol)
-        self.occupancy.end()
+        self.occupancy.end(_counted(protocol.caller))
         if protocol.is_connected:
             self._wait(protocol)
         self._check_drained()

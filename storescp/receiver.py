@@ -10,8 +10,10 @@ from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.logger import Logger
 
 from storescp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from storescp.archive import Archive
-from storescp.config import Config
+from storescp.access import Access
+from storescp.archive import Archive, CannotOpen
+from storescp.authentication import Authenticator
+from storescp.config import Config, ConfigError
 from storescp.index import IndexUnavailable
 from storescp.negotiation import Policy
 from storescp.protocol import AssociationFactory, AssociationProtocol, Limits
@@ -39,26 +41,29 @@ class Receiver:
     ) -> None:
         self.config = config
         self.statistics = statistics if statistics is not None else Statistics()
+        policy = Policy(
+            called_ae_titles=frozenset((config.ae_title,)) if config.check_called_ae else None,
+            abstract_syntaxes=config.accept | {VERIFICATION},
+            transfer_syntaxes=TRANSFER_SYNTAXES.keys(),
+            prefer=config.prefer,
+            maximum_length=config.max_pdu,
+            implementation_class_uid=IMPLEMENTATION_CLASS_UID,
+            implementation_version_name=IMPLEMENTATION_VERSION_NAME,
+        )
         self.factory = AssociationFactory(
-            Policy(
-                called_ae_title=config.ae_title if config.check_called_ae else None,
-                abstract_syntaxes=config.accept | {VERIFICATION},
-                transfer_syntaxes=TRANSFER_SYNTAXES.keys(),
-                prefer=config.prefer,
-                maximum_length=config.max_pdu,
-                implementation_class_uid=IMPLEMENTATION_CLASS_UID,
-                implementation_version_name=IMPLEMENTATION_VERSION_NAME,
-            ),
+            policy,
             Limits(
                 max_assoc=config.max_assoc,
                 max_pending=config.max_pending,
                 timeout=config.timeout,
                 artim_timeout=config.artim_timeout,
+                auth_timeout=config.access.auth_timeout,
             ),
             self._make_user,
             reactor,
             self.statistics,
             occupancy,
+            Access(config.access.callers, policy, user_required=config.access.auth_required),
         )
         self._reactor = reactor
         self._archive: Archive | None = None
@@ -72,6 +77,11 @@ class Receiver:
     def start(self, worker: int | None = None) -> None:
         """Open the archive: as the server, or as its *worker* of this number. Raises CannotOpen."""
         config = self.config
+        if config.access.checks_users:
+            try:
+                self.factory.authenticator = Authenticator(config.access)
+            except ConfigError as error:
+                raise CannotOpen(str(error)) from None
         self._archive = archive = Archive(config, worker)
         report(self.log, archive)
         self._store = InstanceStore(

@@ -128,6 +128,8 @@ class StorageSCP:
                 context.transfer_syntax,
                 association.calling_ae_title,
                 association.called_ae_title,
+                association.caller.directory,
+                association.caller.duplicate,
             )
             self._incoming = self._store.begin(origin, association)
 

@@ -21,6 +21,7 @@ from storescp.pdu import (
     AAssociateRQ,
     Fragment,
     PresentationContext,
+    UserIdentity,
     UserInformation,
 )
 from storescp.stored_file import read_at
@@ -105,8 +106,9 @@ class SCU:
 
     *contexts* are pairs of abstract and transfer syntax, each proposed as a presentation context of its own, so
     that what is accepted is known exactly; at most MAX_CONTEXTS. *timeout* is in seconds, for the connection and
-    for each answer. All methods but abort() raise AssociationError, after which the association is over. As a
-    context manager it releases the association at the end, or aborts it when something was raised.
+    for each answer. *user* is who asks; if a positive response is requested, the lack of one is an error. All methods
+    but abort() raise AssociationError, after which the association is over. As a context manager it releases the
+    association at the end, or aborts it when something was raised.
     """
 
     def __init__(
@@ -118,8 +120,10 @@ class SCU:
         calling_ae_title: str,
         called_ae_title: str,
         timeout: float,
+        user: UserIdentity | None = None,
     ) -> None:
         self._timeout = timeout
+        self._user = user
         self._upper_layer = UpperLayer(MAXIMUM_LENGTH)
         self._messages = MessageReader()
         self._message_id = 0
@@ -223,7 +227,10 @@ class SCU:
             for number, (abstract_syntax, transfer_syntax) in enumerate(contexts)
         )
         user_information = UserInformation(
-            MAXIMUM_LENGTH, IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+            MAXIMUM_LENGTH,
+            IMPLEMENTATION_CLASS_UID,
+            IMPLEMENTATION_VERSION_NAME,
+            user_identity=self._user,
         )
         self._upper_layer.associate(
             AAssociateRQ(called_ae_title, calling_ae_title, proposed, user_information)
@@ -234,6 +241,9 @@ class SCU:
         if isinstance(event.response, AAssociateRJ):
             raise Rejected(event.response)
         assert isinstance(event.response, AAssociateAC)
+        wanted = self._user is not None and self._user.positive_response_requested
+        if wanted and event.response.user_information.user_identity_response is None:
+            self._give_up("the peer does not say that it has checked the user")
         results = {context.id: context.result for context in event.response.presentation_contexts}
         self.accepted = {
             (context.abstract_syntax, context.transfer_syntaxes[0]): context.id

@@ -147,6 +147,25 @@ class StoreSCPService(Service):
             artim=config.artim_timeout,
             max_pdu=config.max_pdu or "unlimited",
         )
+        access = config.access
+        if access.callers.is_open and not access.auth_required:
+            self.log.info(
+                "any caller may store{but}",
+                but=f", but for {len(access.callers.known)} with rules of their own"
+                if access.callers.known
+                else "",
+            )
+        else:
+            self.log.info(
+                "{count} callers have rules of their own, others {others}; user identity {users}",
+                count=len(access.callers.known),
+                others="are rejected" if access.callers.only_known else "have the default ones",
+                users="required"
+                if access.auth_required
+                else "checked"
+                if access.checks_users
+                else "not checked",
+            )
         for port in self._ports:
             self.log.info("listening on {address}", address=_address(port))
 
@@ -178,6 +197,8 @@ class StoreSCPService(Service):
             failed=statistics.instances_failed,
             bytes_received=statistics.bytes_received,
         )
+        if reasons := statistics.reasons():
+            self.log.info("rejected for: {reasons}", reasons=reasons)
 
     def take_signals(self) -> None:
         """Have SIGINT and SIGTERM stop the server and the process end with 0; a second one hurries.

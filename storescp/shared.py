@@ -14,6 +14,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 
+from storescp.access import MAX_CALLERS
 from storescp.statistics import Occupancy, Statistics
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Statistics))
@@ -31,7 +32,8 @@ class Slot(ctypes.Structure):
     ``statistics`` since the start of the server, the others since the start of the worker. The parent writes how
     many connections it has ``handed`` over, without those for which it has ordered another one to be dropped. The
     worker writes how many it has ``taken``, how many of the ``handed`` ones wait for an association no longer
-    (``settled``), and how many ``associations`` there are at this moment.
+    (``settled``), and how many ``associations`` there are at this moment, ``of_callers`` those of the callers that
+    have a maximum of their own.
     """
 
     statistics: SharedStatistics
@@ -39,9 +41,11 @@ class Slot(ctypes.Structure):
     taken: int
     settled: int
     associations: int
+    of_callers: ctypes.Array[ctypes.c_int64]
     _fields_ = [
         ("statistics", SharedStatistics),
         *((name, ctypes.c_int64) for name in ("handed", "taken", "settled", "associations")),
+        ("of_callers", ctypes.c_int64 * (MAX_CALLERS + 1)),
     ]
 
     @property
@@ -55,6 +59,7 @@ class Slot(ctypes.Structure):
     def clear(self) -> None:
         """The worker has ended, and its connections with it."""
         self.handed = self.taken = self.settled = self.associations = 0
+        ctypes.memset(self.of_callers, 0, ctypes.sizeof(self.of_callers))
 
 
 def _size(workers: int) -> int:
@@ -131,17 +136,28 @@ class SharedOccupancy(Occupancy):
         self._came = 0
         self._drops = 0
 
-    def begin(self) -> bool:
+    @property
+    def is_full(self) -> bool:
+        """See Occupancy."""
+        return self._counts.associations >= self.max_assoc
+
+    def begin(self, caller: int | None = None, most: int = 0) -> bool:
         """See Occupancy."""
         with self._counts.lock():
-            if self._counts.associations >= self.max_assoc:
+            if self.is_full:
                 return False
+            if caller is not None:
+                if sum(slot.of_callers[caller] for slot in self._counts.slots) >= most:
+                    return False
+                self._slot.of_callers[caller] += 1
             self._slot.associations += 1
             return True
 
-    def end(self) -> None:
+    def end(self, caller: int | None = None) -> None:
         """See Occupancy."""
         self._slot.associations -= 1
+        if caller is not None:
+            self._slot.of_callers[caller] -= 1
 
     def waiting(self, connections: int) -> None:
         """See Occupancy."""

@@ -226,6 +226,7 @@ class IncomingInstance:
         "content",
         "data_set_offset",
         "digest",
+        "duplicate",
         "error",
         "exists",
         "file",
@@ -253,6 +254,7 @@ class IncomingInstance:
         self._running = False
         self._finished: Deferred[Outcome] = Deferred()
         self.origin = origin
+        self.duplicate = origin.duplicate
         self.chunk: list[bytes | memoryview] = []
         self.chunk_held = 0
         self.content: Sequence[bytes | memoryview] = ()
@@ -437,7 +439,7 @@ class IncomingInstance:
             raise Mismatch("SOP Instance UID differs from the command's")
         self.received_at = self._store.wall_clock()
         date = head.raw.get(tags.STUDY_DATE)
-        self.path = relative_path(
+        path = relative_path(
             self._store.naming,
             study_instance_uid=study,
             series_instance_uid=series,
@@ -445,3 +447,4 @@ class IncomingInstance:
             study_date=date.decode("latin-1").strip("\0 ") if date is not None else None,
             received=datetime.date.fromtimestamp(self.received_at),
         )
+        self.path = f"{origin.directory}/{path}" if origin.directory else path

@@ -6,6 +6,8 @@ import sys
 from types import TracebackType
 from typing import NoReturn
 
+from twisted.cred.credentials import IUsernamePassword
+from twisted.cred.strcred import AuthOptionMixin
 from twisted.internet import reactor as _reactor
 from twisted.internet.base import ReactorBase
 from twisted.logger import Logger, LogLevel
@@ -18,9 +20,11 @@ from storescp.logs import observer_for_twistd
 from storescp.service import CannotStart, StoreSCPService
 
 
-class Options(usage.Options):
+class Options(usage.Options, AuthOptionMixin):
     """The command line. Mistakes end the process with one line and exit code 1; twistd would exit with 0."""
 
+    # Of the mixin only --help-auth and --help-auth-type are used: our own --auth collects what the file may have, too.
+    supportedInterfaces = (IUsernamePassword,)
     synopsis = "[options]"
     longdesc = (
         "A DICOM Storage SCP: receives images by C-STORE and stores them as files. "

@@ -371,7 +371,7 @@ class World:
 
         self.factory = AssociationFactory(
             Policy(
-                called_ae_title=None,
+                called_ae_titles=None,
                 abstract_syntaxes=STORAGE_SOP_CLASSES.keys() | {VERIFICATION},
                 transfer_syntaxes=TRANSFER_SYNTAXES.keys(),
                 maximum_length=maximum_length,

@@ -27,15 +27,16 @@ presentation_contexts = st.builds(
     pdu.PresentationContext, context_ids, uids, st.lists(uids, max_size=4).map(tuple)
 )
 context_results = st.builds(pdu.PresentationContextResult, context_ids, bytes_8, uids)
+short_bytes = st.binary(max_size=20)
+user_identities = st.builds(pdu.UserIdentity, bytes_8, short_bytes, short_bytes, st.booleans())
 user_information = st.builds(
     pdu.UserInformation,
     st.integers(0, 2**32 - 1),
     uids,
     names,
-    st.lists(
-        st.tuples(st.sampled_from((0x53, 0x54, 0x56, 0x57, 0x58, 0x59, 0xEE)), st.binary(max_size=20)),
-        max_size=3,
-    ).map(tuple),
+    st.lists(st.tuples(st.sampled_from((0x53, 0x54, 0x56, 0x57, 0xEE)), short_bytes), max_size=3).map(tuple),
+    st.none() | user_identities,
+    st.none() | short_bytes,
 )
 associate_requests = st.builds(
     pdu.AAssociateRQ,

@@ -68,6 +68,43 @@ class SameTests(StoreTestCase):
             self.assertIs(self.receive(data_set("1.2.3")).status, Status.OUT_OF_RESOURCES)
 
 
+class OriginTests(StoreTestCase):
+    """What the rule of a sender says goes before what goes for all."""
+
+    def receive_from(self, directory: str, duplicate: Duplicate | None, data: bytes) -> Status:
+        source = origin("1.2.3")._replace(directory=directory, duplicate=duplicate)
+        incoming = self.instances.begin(source, self.flow)
+        incoming.write(memoryview(data))
+        outcome = incoming.finish()
+        self.work()
+        return self.successResultOf(outcome).status
+
+    def test_duplicate(self) -> None:
+        """Its policy, not the server's (reject), decides on what is stored already."""
+        first, second = data_set("1.2.3"), data_set("1.2.3", PatientID="4712")
+        for policy, data, status, kept in (
+            (None, first, Status.SUCCESS, first),
+            (None, second, Status.DUPLICATE_SOP_INSTANCE, first),
+            (Duplicate.IGNORE, second, Status.SUCCESS, first),
+            (Duplicate.SAME, first, Status.SUCCESS, first),
+            (Duplicate.SAME, second, Status.DUPLICATE_SOP_INSTANCE, first),
+            (Duplicate.REPLACE, second, Status.SUCCESS, second),
+            (Duplicate.REJECT, first, Status.DUPLICATE_SOP_INSTANCE, second),
+        ):
+            self.assertIs(self.receive_from("", policy, data), status)
+            self.assertEqual(self.files(), {PATH: self.file(kept)})
+
+    def test_directory(self) -> None:
+        """The same instance in two directories is two: each has its file and its row."""
+        for directory in ("ct/1", "ct/2"):
+            self.assertIs(self.receive_from(directory, None, data_set("1.2.3")), Status.SUCCESS)
+            self.assertIs(
+                self.receive_from(directory, None, data_set("1.2.3")), Status.DUPLICATE_SOP_INSTANCE
+            )
+        self.assertEqual(sorted(self.files()), [f"ct/1/{PATH}", f"ct/2/{PATH}"])
+        self.assertEqual(self.index.paths, [f"ct/1/{PATH}", f"ct/2/{PATH}"])
+
+
 class LostAnswerTests(StoreTestCase):
     """Under ``reject``, who cannot have had the answer may send the same again."""
 

@@ -13,7 +13,10 @@ from hypothesis import given as given_by
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp.config import MAX_FILE_SIZE, OPTIONS, Config, ConfigError, Duplicate, LogLevel, Sync, load
+from storescp.access import Callers
+from storescp.config import OPTIONS, Config, ConfigError, Duplicate, LogLevel, Sync, load
+from storescp.config_access import KEYS, AccessConfig
+from storescp.config_file import MAX_FILE_SIZE
 from storescp.naming import Naming
 from storescp.sop_classes import MODALITY_GROUPS, STORAGE_SOP_CLASSES
 from storescp.space import SpaceLimit
@@ -41,6 +44,15 @@ DEFAULTS = Config(
     stop_timeout=30.0,
     max_pdu=262144,
     check_called_ae=False,
+    access=AccessConfig(
+        callers=Callers(),
+        auth=(),
+        auth_required=False,
+        auth_timeout=10.0,
+        jwt_key=None,
+        jwt_audience=None,
+        jwt_issuer=None,
+    ),
     log_patient_data=False,
     log_level=LogLevel.INFO,
 )
@@ -104,6 +116,12 @@ class CommandLineTests(_TestCase):
                 "stop-timeout": "0",
                 "max-pdu": "0",
                 "check-called-ae": True,
+                "auth": ["file:/etc/passwords", "memory:u:p"],
+                "auth-required": True,
+                "auth-timeout": "2.5",
+                "jwt-key": "/etc/key.pem",
+                "jwt-audience": "archive",
+                "jwt-issuer": "https://sso.example",
                 "log-patient-data": True,
                 "log-level": "warn",
             },
@@ -131,6 +149,15 @@ class CommandLineTests(_TestCase):
                 stop_timeout=0.0,
                 max_pdu=0,
                 check_called_ae=True,
+                access=AccessConfig(
+                    callers=Callers(),
+                    auth=("file:/etc/passwords", "memory:u:p"),
+                    auth_required=True,
+                    auth_timeout=2.5,
+                    jwt_key=pathlib.Path("/etc/key.pem"),
+                    jwt_audience="archive",
+                    jwt_issuer="https://sso.example",
+                ),
                 log_patient_data=True,
                 log_level=LogLevel.WARN,
             ),
@@ -372,6 +399,17 @@ class ExampleFileTests(_TestCase):
         self.assertIn("\nlisten: ", with_listen)
         self.assertEqual(self.from_yaml(with_listen), DEFAULTS)
 
+    def test_callers(self) -> None:
+        """Its example of rules, without the comment signs and with what checks users, is valid and has every key."""
+        text = EXAMPLE.read_text().replace("\nauth: none", "\nauth: memory:alice:secret")
+        before, after = text.split("# callers:\n")
+        example, rest = after.split("\n\n", 1)
+        rules = "callers:\n" + re.sub(r"^# ", "", example, flags=re.M)
+        self.assertEqual(set(re.findall(r"^    ([a-z-]+):", rules, re.M)), set(KEYS))
+        callers = self.from_yaml(f"{before}{rules}\n\n{rest}").access.callers
+        self.assertEqual([caller.name for caller in callers.known], ["CT1", "WS_*"])
+        self.assertEqual([caller.max_assoc for caller in callers.known], [2, 4])
+
     def test_it_names_every_group(self) -> None:
         """Its comment on `accept` lists all modality groups."""
         comment = re.findall(r"[A-Z0-9]+", EXAMPLE.read_text().split("# Groups:")[-1].split("accept:")[0])
@@ -395,5 +433,5 @@ class OptionTests(SynchronousTestCase):
             option.parse((option.default,))
         self.assertEqual(
             [option.name for option in OPTIONS if option.is_flag],
-            ["no-index", "check-called-ae", "log-patient-data"],
+            ["no-index", "check-called-ae", "reject-unknown-callers", "auth-required", "log-patient-data"],
         )

@@ -23,14 +23,16 @@ PURE = (
     "upper_layer",
     "dimse",
     "statistics",
+    *("naming", "certificates", "access"),
 )
 BLOCKING = (
-    *("flushing", "part10", "naming", "index_schema", "index", "stored_file", "config", "space"),
+    *("flushing", "part10", "index_schema", "index", "stored_file", "space"),
+    *("config_file", "option_values", "config_access", "config", "tokens"),
     *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive", "scu"),
     *("shared", "channel"),
 )
 OPERATOR = ("operator_archive", "operator_send", "operator", "__main__")
-ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp")
+ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp", "authentication")
 WORKERS = ("child", "worker_process", "supervisor")
 # From the bottom to the top: a module imports from its own layer and from those below.
 LAYERS = (

@@ -16,7 +16,7 @@ from tests.strategies import associate_requests, steady
 CT, MR, ECHO = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.1.1"
 IMPLICIT, EXPLICIT, JPEG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.4.70"
 POLICY = Policy(
-    called_ae_title=None,
+    called_ae_titles=None,
     abstract_syntaxes=frozenset((CT, ECHO)),
     transfer_syntaxes=frozenset((IMPLICIT, EXPLICIT, JPEG)),
     maximum_length=262144,
@@ -92,7 +92,7 @@ class NegotiateTests(SynchronousTestCase):
 
     def test_rejections(self) -> None:
         """Each refusal is the one of PS3.8 Table 9-21, has words for the log, and the gravest comes first."""
-        picky = replace(POLICY, called_ae_title="SCP")
+        picky = replace(POLICY, called_ae_titles=frozenset(("SCP",)))
         dicom = pdu.APPLICATION_CONTEXT_NAME
         for called, calling, application_context_name, policy, expected in (
             ("SCP", "SCU", "1.2.3", POLICY, (1, 1, 2)),

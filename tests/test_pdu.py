@@ -13,6 +13,7 @@ from pynetdicom.pdu_primitives import (
     A_ASSOCIATE,
     ImplementationClassUIDNotification,
     MaximumLengthNotification,
+    UserIdentityNegotiation,
 )
 from pynetdicom.presentation import build_context
 from twisted.trial.unittest import SynchronousTestCase
@@ -32,6 +33,7 @@ from storescp.pdu import (
     PresentationContextResult,
     ProtocolViolation,
     UnrecognizedPDU,
+    UserIdentity,
     UserInformation,
     encode_p_data,
 )
@@ -167,7 +169,10 @@ class CodecTests(SynchronousTestCase):
         length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
         length.maximum_length_received = 32768
         implementation.implementation_class_uid = "1.2.3"
-        primitive.user_information = [length, implementation]
+        identity = UserIdentityNegotiation()
+        identity.user_identity_type, identity.positive_response_requested = 2, True
+        identity.primary_field, identity.secondary_field = b"alice", b"sesame"
+        primitive.user_information = [length, implementation, identity]
         context = build_context(CT, [EXPLICIT, IMPLICIT])
         context.context_id = 5
         primitive.presentation_context_definition_list = [context]
@@ -179,9 +184,21 @@ class CodecTests(SynchronousTestCase):
                 "CALLED",
                 "CALLING",
                 (PresentationContext(5, CT, (EXPLICIT, IMPLICIT)),),
-                UserInformation(32768, "1.2.3"),
+                UserInformation(32768, "1.2.3", user_identity=UserIdentity(2, b"alice", b"sesame", True)),
             ),
         )
+
+    def test_secrets(self) -> None:
+        """What proves a user's identity is in no repr(), and a request that has it is decoded anew each time."""
+        request = AAssociateRQ(
+            "A", "B", (), UserInformation(user_identity=UserIdentity(2, b"open", b"sesame"))
+        )
+        self.assertNotIn("sesame", repr(request))
+        self.assertNotIn("open", repr(request))
+        encoded = request.encode()
+        self.assertIsNot(pdu.decode(encoded), pdu.decode(encoded))
+        other = AAssociateRQ("A", "B", ()).encode()
+        self.assertIs(pdu.decode(other), pdu.decode(other))
 
     def test_lenient(self) -> None:
         """Padding of names, unknown items and a trailing NUL in the titles do not matter; they are skipped."""
@@ -191,7 +208,13 @@ class CodecTests(SynchronousTestCase):
                 item(0x10, b"1.2.840.10008.3.1.1.1\0"),
                 item(0x20, b"\x01\0\xff\0" + item(0x77, b"?") + item(0x30, b"1.2 ") + item(0x40, b"1.3\0")),
                 item(0x21, b"\x02\0"),
-                item(0x50, item(0x51, bytes(4)) + item(0x52, b"1.4\0") + item(0x55, b"V\xe9 ")),
+                item(
+                    0x50,
+                    item(0x51, bytes(4))
+                    + item(0x52, b"1.4\0")
+                    + item(0x55, b"V\xe9 ")
+                    + item(0x58, b"\1\0\0\1a"),
+                ),
             ).replace(b"CALLED  ", b" CALLED\0")
         )
         self.assertEqual(
@@ -200,7 +223,7 @@ class CodecTests(SynchronousTestCase):
                 "CALLED",
                 "CALLING",
                 (PresentationContext(1, "1.2", ("1.3",)),),
-                UserInformation(0, "1.4", "V\N{REPLACEMENT CHARACTER}"),
+                UserInformation(0, "1.4", "V\N{REPLACEMENT CHARACTER}", user_identity=UserIdentity(1, b"a")),
             ),
         )
 
@@ -225,6 +248,11 @@ class CodecTests(SynchronousTestCase):
             associate(item(0x20, b"\1\0\0\0" + item(0x30, b"\xff"))),
             associate(item(0x50, item(0x51, bytes(3)))),
             associate(item(0x50, item(0x52, b"\x80"))),
+            *(
+                associate(item(0x50, item(0x58, b"\2\1\0\2ab\0\2cd"[:size])))
+                for size in (0, 1, 2, 3, 5, 7, 9)
+            ),
+            *(associate(item(0x50, item(0x59, b"\0\2ab"[:size])), kind=2) for size in (0, 1, 3)),
             associate(item(0x50, b"\x51\0\0")),
             associate(item(0x21, b"\4\0\0\0"), kind=2),
         ):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from storescp.access import MAX_CALLERS
 from storescp.shared import SharedCounts, SharedOccupancy
 from storescp.statistics import Statistics
 from tests.server import DEADLINE, environment
@@ -129,6 +130,22 @@ class SharedCountsTests(SynchronousTestCase):
                 [occupancy.found_space(enough) for occupancy in (one, other, one)], [True, False, False]
             )
         self.assertEqual([one.found_space(True), other.found_space(False)], [True, True])
+
+    def test_callers(self) -> None:
+        """The maximum of a caller is that of all workers; a worker that ends gives back what its callers had."""
+        first, second = (self.occupancy(number, max_assoc=5) for number in range(2))
+        last = MAX_CALLERS
+        self.assertEqual(
+            [one.begin(last, 2) for one in (first, second, first, second)], [True, True, False, False]
+        )
+        self.assertEqual([first.begin(0, 1), second.begin(0, 1), second.begin()], [True, False, True])
+        self.assertFalse(second.is_full)
+        second.end(last)
+        self.assertTrue(first.begin(last, 2))
+        self.counts.slots[0].clear()
+        self.assertEqual([second.begin(last, 2) for _ in range(3)], [True, True, False])
+        self.assertEqual((self.counts.associations, second.begin(), second.begin()), (3, True, True))
+        self.assertEqual((second.is_full, second.begin(0, 9)), (True, False))
 
     def test_limit(self) -> None:
         """Four processes at once never have more associations than the limit, and reach it exactly."""

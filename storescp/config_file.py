@@ -1,0 +1,53 @@
+"""The YAML file of the settings, as nodes that know their lines, and the mistakes that an operator can make."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import yaml
+
+# Far beyond any sensible file; keeps --config /dev/zero from eating the memory.
+MAX_FILE_SIZE: Final = 1 << 20
+
+
+class ConfigError(Exception):
+    """A mistake of the operator's. str() is one line: the place, what was expected there, what was got."""
+
+
+def composed(file: str) -> yaml.Node | None:
+    """The root node of a file, None for an empty one. Raises ConfigError."""
+    try:
+        with open(file, "rb") as stream:
+            content = stream.read(MAX_FILE_SIZE + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{file!r}: expected a readable YAML file, got: {reason}") from None
+    if len(content) > MAX_FILE_SIZE:
+        raise ConfigError(f"{file}: expected a YAML file of at most {MAX_FILE_SIZE} bytes, got more")
+    try:
+        return yaml.compose(content, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        where = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{file}{where}: expected YAML, got: {error.problem!r:.120}") from None
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(f"{file}: expected YAML, got at byte {error.position}: {error.reason}") from None
+    # The composer recurses, and lets int() and chr() judge some escapes and directives.
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{file}: expected YAML, got: {type(error).__name__}") from None
+
+
+def line(node: yaml.Node) -> int:
+    """The line where *node* begins, from 1."""
+    return node.start_mark.line + 1
+
+
+def is_null(node: yaml.Node) -> bool:
+    """Whether nothing stands there."""
+    return bool(node.tag == "tag:yaml.org,2002:null")
+
+
+def kind(node: yaml.Node) -> str:
+    """What stands there, in words for an error."""
+    if isinstance(node, yaml.ScalarNode):
+        return repr(node.value)[:60] if node.value else "nothing"
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
