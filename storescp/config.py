@@ -21,6 +21,7 @@ import yaml
 from storescp.naming import Naming
 from storescp.sop_classes import resolve_sop_classes, resolve_transfer_syntaxes
 from storescp.space import SpaceLimit
+from storescp.tls_settings import SECURE, ClientCertificate, TLSProfile, TLSSettings, is_secure
 
 __all__ = ["OPTIONS", "Config", "ConfigError", "Duplicate", "LogLevel", "Option", "Sync", "load"]
 
@@ -67,7 +68,9 @@ class Config:
     """All settings of a server, validated. Times are in seconds, sizes in bytes."""
 
     listen: tuple[str, ...]
-    """Twisted endpoint strings, at least one."""
+    """Twisted endpoint strings, and our own ``tls:``, which are those of ``tcp:``; at least one."""
+    tls: TLSSettings | None
+    """None unless an endpoint is ``tls:``."""
     ae_title: str
     """1 to 16 characters, without the insignificant spaces around them."""
     storage_dir: pathlib.Path
@@ -222,6 +225,10 @@ def _endpoints(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
+def _paths(texts: tuple[str, ...]) -> tuple[pathlib.Path, ...]:
+    return tuple(_path((text,)) for text in texts)
+
+
 def _names(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for text in texts for part in text.split(",") if (name := part.strip()))
 
@@ -253,6 +260,53 @@ _LISTEN = Option(
     "Twisted endpoint to listen on, instead of --port; may be repeated",
     _endpoints,
     is_list=True,
+)
+_TLS_PORT = Option(
+    "tls-port",
+    "PORT",
+    "0",
+    "TCP port to listen on with TLS, beside the others (2762 is the registered one); 0: none",
+    _number(int, "a port", 1, 65535, or_zero=True),
+)
+_TLS_CERTIFICATE = Option(
+    "tls-certificate", "FILE", "", "our certificate in PEM, and those between it and its authority", _path
+)
+_TLS_KEY = Option("tls-key", "FILE", "TLS-CERTIFICATE", "the certificate's private key in PEM", _path)
+_TLS_CA = Option(
+    "tls-ca",
+    "PATH",
+    "",
+    "file, or directory with .pem, .crt and .cer files, of the authorities that senders' certificates come from",
+    _path,
+)
+_TLS_CLIENT_CERTIFICATE = Option(
+    "tls-client-certificate",
+    "WHAT",
+    "require",
+    "whether senders must show a certificate (require), may (request), or are not asked (none)",
+    _one_of(ClientCertificate),
+)
+_TLS_CRL = Option(
+    "tls-crl",
+    "FILE",
+    "",
+    "revocation lists in PEM, one for each authority that issues senders' certificates; may be repeated",
+    _paths,
+    is_list=True,
+)
+_TLS_PROFILE = Option(
+    "tls-profile",
+    "PROFILE",
+    "bcp195",
+    "of DICOM PS3.15: bcp195 (B.12) TLS 1.2 and 1.3, non-downgrading (B.10) also DHE suites; or tls13 only",
+    _one_of(TLSProfile),
+)
+_TLS_TIMEOUT = Option(
+    "tls-timeout",
+    "SECONDS",
+    "10",
+    "close a connection whose TLS handshake is not done by then",
+    _number(float, "a number of seconds", 0.1, 3600.0),
 )
 _AE_TITLE = Option("ae-title", "TITLE", "STORESCP", "our AE title", _ae_title, short="a")
 _STORAGE_DIR = Option(
@@ -379,6 +433,14 @@ _LOG_LEVEL = Option(
 OPTIONS: Final[tuple[Option[object], ...]] = (
     _PORT,
     _LISTEN,
+    _TLS_PORT,
+    _TLS_CERTIFICATE,
+    _TLS_KEY,
+    _TLS_CA,
+    _TLS_CLIENT_CERTIFICATE,
+    _TLS_CRL,
+    _TLS_PROFILE,
+    _TLS_TIMEOUT,
     _AE_TITLE,
     _STORAGE_DIR,
     _INDEX_DB,
@@ -435,8 +497,35 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
     storage_dir = value(_STORAGE_DIR)
     index_db = value(_INDEX_DB) if "index-db" in settings else str(storage_dir / ".storescp" / "index.db")
     accept_names = value(_ACCEPT)
+    listen = value(_LISTEN) if "listen" in settings else (f"tcp:{value(_PORT)}",)
+    if value(_TLS_PORT):
+        listen += (f"{SECURE}{value(_TLS_PORT)}",)
+
+    def needed(option: Option[T], what: str) -> T:
+        if option.name not in settings:
+            raise ConfigError(f"{option.name}: expected {what}, got none")
+        return value(option)
+
+    tls: TLSSettings | None = None
+    if any(map(is_secure, listen)):
+        client_certificate = value(_TLS_CLIENT_CERTIFICATE)
+        tls = TLSSettings(
+            certificate=needed(_TLS_CERTIFICATE, "a file to listen with TLS"),
+            key=value(_TLS_KEY if "tls-key" in settings else _TLS_CERTIFICATE),
+            ca=None
+            if client_certificate is ClientCertificate.NONE
+            else needed(_TLS_CA, "a file or directory, or tls-client-certificate none"),
+            crl=value(_TLS_CRL) if "tls-crl" in settings else (),
+            client_certificate=client_certificate,
+            profile=value(_TLS_PROFILE),
+            handshake_timeout=value(_TLS_TIMEOUT),
+        )
+    elif "tls-certificate" in settings:
+        where = settings["tls-certificate"].where
+        raise ConfigError(f"{where}: expected with tls-port, or to listen on tls:PORT, got neither")
     return Config(
-        listen=value(_LISTEN) if "listen" in settings else (f"tcp:{value(_PORT)}",),
+        listen=listen,
+        tls=tls,
         ae_title=value(_AE_TITLE),
         storage_dir=storage_dir,
         index_db=None if value(_NO_INDEX) else index_db,

@@ -13,6 +13,7 @@ import pickle
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import IO
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
@@ -61,6 +62,7 @@ class Supervisor:
             for number, slot in enumerate(self._counts.slots)
         ]
         self._listeners: list[Reader] = []
+        self._credentials: IO[bytes] | None = None
         self._pause: IDelayedCall | None = None
         self._early_ends = dict.fromkeys(self._workers, 0)
         self._replacements: dict[WorkerProcess, IDelayedCall] = {}
@@ -77,10 +79,10 @@ class Supervisor:
         """Associations at this moment."""
         return self._counts.associations
 
-    def start(self, listeners: Sequence[socket.socket]) -> None:
+    def start(self, listeners: Sequence[tuple[socket.socket, bool]]) -> None:
         """Recover the archive, start the workers, and wait until all are ready to serve what *listeners* accept.
 
-        Raises CannotOpen.
+        Each with whether its peers are to speak TLS. Raises CannotOpen.
         """
         self._archive = archive = Archive(self.config)
         report(self.log, archive.recovered)
@@ -98,9 +100,18 @@ class Supervisor:
         for worker in self._workers:
             worker.watch()
         self._listeners = [
-            Reader(self._reactor, listener, partial(self._accept, listener)) for listener in listeners
+            Reader(self._reactor, listener, partial(self._accept, listener, secure))
+            for listener, secure in listeners
         ]
         self._set_accepting()
+
+    def use(self, credentials: object) -> None:
+        """Have the workers speak TLS with *credentials*, from the next connection on."""
+        if self._credentials is not None:
+            self._credentials.close()
+        # A file without a name, which only they are given.
+        self._credentials = os.fdopen(os.memfd_create("storescp-credentials"), "wb", buffering=0)
+        self._credentials.write(pickle.dumps(credentials))
 
     def stop(self) -> Deferred[None]:
         """Have the workers stop in good order, and close the archive when they have ended."""
@@ -130,7 +141,7 @@ class Supervisor:
             else:
                 listener.stop()
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, secure: bool) -> None:
         for _ in range(ACCEPTS):
             try:
                 connection, _ = listener.accept()
@@ -144,7 +155,8 @@ class Supervisor:
                 self._set_accepting()
                 return
             with connection:
-                if not hand_over(connection, self._workers, self.config.max_pending):
+                credentials = self._credentials if secure else None
+                if not hand_over(connection, self._workers, self.config.max_pending, credentials):
                     self.log.error("no worker takes a connection: it is closed")
 
     def _resume(self) -> None:
@@ -210,18 +222,29 @@ class Supervisor:
             deadline.cancel()
         if self._pause is not None:
             self._pause.cancel()
+        if self._credentials is not None:
+            self._credentials.close()
         os.close(self._pickled)
         os.close(self._counts.descriptor)
         if self._archive is not None:
             close(self.log, self._archive)
 
 
-def hand_over(connection: socket.socket, workers: Sequence[WorkerProcess], max_pending: int) -> bool:
+def hand_over(
+    connection: socket.socket,
+    workers: Sequence[WorkerProcess],
+    max_pending: int,
+    credentials: IO[bytes] | None = None,
+) -> bool:
     """Give *connection* to the least busy of *workers* that takes it; false when none does.
+
+    With *credentials* it is one to speak TLS.
 
     If *max_pending* connections of all have no association, the one that has the most drops its oldest for it.
     """
     ready = [worker for worker in workers if worker.is_ready]
     if sum(worker.waiting for worker in ready) >= max_pending:
         max(ready, key=lambda worker: worker.waiting).drop_oldest()
-    return any(worker.take(connection) for worker in sorted(ready, key=lambda worker: worker.load))
+    return any(
+        worker.take(connection, credentials) for worker in sorted(ready, key=lambda worker: worker.load)
+    )

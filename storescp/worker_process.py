@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import IO
 
 from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
@@ -65,6 +66,7 @@ class WorkerProcess:
         self._handed_over = 0  # since the start of the server
         self._sent = 0  # since the start of the process
         self._drops = 0
+        self._credentials: IO[bytes] | None = None  # that it has for TLS
 
     # -- what it is given --
 
@@ -83,9 +85,16 @@ class WorkerProcess:
         """Its connections without an association, as soon as it has read its messages."""
         return self._sent - self._slot.taken + self._slot.waiting - (self._drops - self._slot.dropped)
 
-    def take(self, connection: socket.socket) -> bool:
-        """Hand *connection* over; false when there is no room for it."""
-        if self._channel is None or not self._channel.send(Kind.CONNECTION, connection=connection):
+    def take(self, connection: socket.socket, credentials: IO[bytes] | None = None) -> bool:
+        """Hand *connection* over, to speak TLS if there are *credentials*; false when there is no room for it."""
+        if self._channel is None:
+            return False
+        if credentials is not None and credentials is not self._credentials:
+            if not self._channel.send(Kind.CREDENTIALS, connection=credentials):
+                return False
+            self._credentials = credentials
+        kind = Kind.CONNECTION if credentials is None else Kind.SECURE
+        if not self._channel.send(kind, connection=connection):
             return False
         self._sent += 1
         self._handed_over += 1
@@ -147,6 +156,7 @@ class WorkerProcess:
         self._channel, self.began = channel, self._reactor.seconds()
         self.is_ready, self._line = False, b""
         self._sent = self._drops = 0
+        self._credentials = None
 
     def wait_until_ready(self) -> None:
         """At the start of the server, when no reactor runs. Raises CannotOpen."""

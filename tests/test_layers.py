@@ -23,14 +23,15 @@ PURE = (
     "upper_layer",
     "dimse",
     "statistics",
+    "certificates",
 )
 BLOCKING = (
     *("part10", "naming", "index_schema", "index", "stored_file", "config", "space"),
     *("journal", "lost_answers", "commit", "recovery", "archive", "scu"),
-    *("shared", "channel"),
+    *("shared", "channel", "tls_settings", "credentials"),
 )
 OPERATOR = ("operator_archive", "operator_send", "operator", "__main__")
-ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp")
+ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp", "tls")
 WORKERS = ("child", "worker_process", "supervisor")
 # From the bottom to the top: a module imports from its own layer and from those below.
 LAYERS = (
