@@ -225,8 +225,12 @@ def _endpoints(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
+def _path_or_none(texts: tuple[str, ...]) -> pathlib.Path | None:
+    return None if texts[0] == "none" else _path(texts)
+
+
 def _paths(texts: tuple[str, ...]) -> tuple[pathlib.Path, ...]:
-    return tuple(_path((text,)) for text in texts)
+    return () if texts == ("none",) else tuple(_path((text,)) for text in texts)
 
 
 def _names(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -269,15 +273,21 @@ _TLS_PORT = Option(
     _number(int, "a port", 1, 65535, or_zero=True),
 )
 _TLS_CERTIFICATE = Option(
-    "tls-certificate", "FILE", "", "our certificate in PEM, and those between it and its authority", _path
+    "tls-certificate",
+    "FILE",
+    "none",
+    "our certificate in PEM, and those between it and its authority",
+    _path_or_none,
 )
-_TLS_KEY = Option("tls-key", "FILE", "TLS-CERTIFICATE", "the certificate's private key in PEM", _path)
+_TLS_KEY = Option(
+    "tls-key", "FILE", "none", "the certificate's private key in PEM; none: in the same file", _path_or_none
+)
 _TLS_CA = Option(
     "tls-ca",
     "PATH",
-    "",
+    "none",
     "file, or directory with .pem, .crt and .cer files, of the authorities that senders' certificates come from",
-    _path,
+    _path_or_none,
 )
 _TLS_CLIENT_CERTIFICATE = Option(
     "tls-client-certificate",
@@ -289,7 +299,7 @@ _TLS_CLIENT_CERTIFICATE = Option(
 _TLS_CRL = Option(
     "tls-crl",
     "FILE",
-    "",
+    "none",
     "revocation lists in PEM, one for each authority that issues senders' certificates; may be repeated",
     _paths,
     is_list=True,
@@ -501,28 +511,28 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
     if value(_TLS_PORT):
         listen += (f"{SECURE}{value(_TLS_PORT)}",)
 
-    def needed(option: Option[T], what: str) -> T:
-        if option.name not in settings:
-            raise ConfigError(f"{option.name}: expected {what}, got none")
-        return value(option)
-
+    certificate, ca = value(_TLS_CERTIFICATE), value(_TLS_CA)
+    client_certificate, key, crl = value(_TLS_CLIENT_CERTIFICATE), value(_TLS_KEY), value(_TLS_CRL)
+    profile, handshake_timeout = value(_TLS_PROFILE), value(_TLS_TIMEOUT)
     tls: TLSSettings | None = None
-    if any(map(is_secure, listen)):
-        client_certificate = value(_TLS_CLIENT_CERTIFICATE)
+    if not any(map(is_secure, listen)):
+        if certificate is not None:
+            where = settings["tls-certificate"].where
+            raise ConfigError(f"{where}: expected with tls-port, or to listen on tls:PORT, got neither")
+    elif certificate is None:
+        raise ConfigError("tls-certificate: expected a file to listen with TLS, got none")
+    elif ca is None and client_certificate is not ClientCertificate.NONE:
+        raise ConfigError("tls-ca: expected a file or directory, or tls-client-certificate none, got neither")
+    else:
         tls = TLSSettings(
-            certificate=needed(_TLS_CERTIFICATE, "a file to listen with TLS"),
-            key=value(_TLS_KEY if "tls-key" in settings else _TLS_CERTIFICATE),
-            ca=None
-            if client_certificate is ClientCertificate.NONE
-            else needed(_TLS_CA, "a file or directory, or tls-client-certificate none"),
-            crl=value(_TLS_CRL) if "tls-crl" in settings else (),
+            certificate=certificate,
+            key=key or certificate,
+            ca=ca if client_certificate is not ClientCertificate.NONE else None,
+            crl=crl,
             client_certificate=client_certificate,
-            profile=value(_TLS_PROFILE),
-            handshake_timeout=value(_TLS_TIMEOUT),
+            profile=profile,
+            handshake_timeout=handshake_timeout,
         )
-    elif "tls-certificate" in settings:
-        where = settings["tls-certificate"].where
-        raise ConfigError(f"{where}: expected with tls-port, or to listen on tls:PORT, got neither")
     return Config(
         listen=listen,
         tls=tls,
