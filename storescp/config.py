@@ -290,7 +290,7 @@ _TLS_CA = Option(
     _path_or_none,
 )
 _TLS_CLIENT_CERTIFICATE = Option(
-    "tls-client-certificate",
+    "tls-client-cert",
     "WHAT",
     "require",
     "whether senders must show a certificate (require), may (request), or are not asked (none)",
@@ -522,7 +522,7 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
     elif certificate is None:
         raise ConfigError("tls-certificate: expected a file to listen with TLS, got none")
     elif ca is None and client_certificate is not ClientCertificate.NONE:
-        raise ConfigError("tls-ca: expected a file or directory, or tls-client-certificate none, got neither")
+        raise ConfigError("tls-ca: expected a file or directory, or tls-client-cert none, got neither")
     else:
         tls = TLSSettings(
             certificate=certificate,

@@ -604,7 +604,7 @@ class OptionsTests(SynchronousTestCase):
                 "listen": ["tls:1:interface=127.0.0.1", "tcp:2"],
                 "tls-certificate": "c",
                 "tls-key": "k",
-                "tls-client-certificate": "none",
+                "tls-client-cert": "none",
                 "tls-crl": ["a", "b"],
                 "tls-profile": "tls13",
                 "tls-timeout": "2.5",
@@ -624,7 +624,7 @@ class OptionsTests(SynchronousTestCase):
                 {"tls-port": "2762", "tls-ca": "a"},
                 "tls-certificate: expected a file to listen with TLS, got none",
             ),
-            (self.GIVEN, "tls-ca: expected a file or directory, or tls-client-certificate none, got neither"),
+            (self.GIVEN, "tls-ca: expected a file or directory, or tls-client-cert none, got neither"),
             (
                 {"tls-certificate": "c.pem"},
                 "--tls-certificate: expected with tls-port, or to listen on tls:PORT, got neither",
