@@ -1,4 +1,4 @@
-"""Who a peer's certificate says that it is. A value; how it is read off a connection is the business of others."""
+"""What a peer has proved of itself by its certificate: a value for rules to match."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PeerCertificate:
-    """The certificate that a TLS client has shown and proved to own.
+    """The certificate that a TLS client has shown, verified, and proved to own.
 
-    ``subject`` as in RFC 4514, ``names`` the Subject Alternative Names, ``sha256`` the fingerprint in hexadecimal.
+    ``subject`` as RFC 4514 writes it (``CN=ct1,O=Hospital``), ``names`` the DNS names, URIs, mail and IP addresses
+    of its Subject Alternative Name in their order, ``sha256`` the fingerprint in lower-case hexadecimal digits.
     """
 
     subject: str

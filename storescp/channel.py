@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import socket
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 _LONGEST = 4096
 # Not socket.send_fds and recv_fds, which take no notice of their flags (Python 3.11).
@@ -22,6 +22,10 @@ class Kind(enum.Enum):
 
     CONNECTION = b"c"
     """Here is a connection."""
+    SECURE = b"t"
+    """Here is one of a peer that is to speak TLS."""
+    CREDENTIALS = b"k"
+    """Here is a file with the credentials for those that follow."""
     DROP = b"d"
     """Drop the connection that has been longest without an association."""
     STOP = b"s"
@@ -34,6 +38,12 @@ class Kind(enum.Enum):
     """The worker takes connections."""
     FAILED = b"f"
     """It cannot start; the text says why."""
+
+
+class HasDescriptor(Protocol):
+    """A socket or a file."""
+
+    def fileno(self) -> int: ...
 
 
 class Message(NamedTuple):
@@ -63,7 +73,7 @@ class Channel:
         """Whether :meth:`receive` waits for a message."""
         self._socket.setblocking(blocking)
 
-    def send(self, kind: Kind, text: str = "", *, connection: socket.socket | None = None) -> bool:
+    def send(self, kind: Kind, text: str = "", *, connection: HasDescriptor | None = None) -> bool:
         """Send a message; false when the other side has no room for it, or has gone."""
         data = kind.value + text.encode()[: _LONGEST - 1]
         rights = []

@@ -13,8 +13,10 @@ import pickle
 import signal
 import socket
 import sys
+from typing import TYPE_CHECKING
 
 from twisted.internet import reactor as _reactor
+from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.logger import Logger, LogLevel, globalLogBeginner, globalLogPublisher
 from twisted.python.failure import Failure
@@ -26,6 +28,9 @@ from storescp.logs import line_observer
 from storescp.reader import Reader
 from storescp.receiver import Receiver
 from storescp.shared import SharedCounts, SharedOccupancy
+
+if TYPE_CHECKING:
+    from storescp.tls import TLS
 
 #: Messages that are taken in one turn.
 MESSAGES = 64
@@ -49,6 +54,13 @@ class Child:
         self._occupancy = SharedOccupancy(counts, number, config.max_assoc, config.max_pending, self._tell)
         self._receiver = Receiver(config, reactor, counts.slots[number].statistics, self._occupancy)
         self._receiver.start(number)
+        self._tls: TLS | None = None
+        self._secure: IProtocolFactory = self._receiver.factory
+        if config.tls is not None:
+            from storescp.tls import TLS, SecureFactory  # needs pyOpenSSL
+
+            self._tls = TLS(config.tls)
+            self._secure = SecureFactory(self._tls, self._receiver.factory, reactor)
         self._reader = Reader(reactor, channel, self.read)
         self._acknowledging = False
         self._stopping = False
@@ -75,13 +87,11 @@ class Child:
     def _obey(self, message: Message) -> None:
         match message.kind:
             case Kind.CONNECTION:
-                self._occupancy.came()
-                self._serve(message.descriptor)
-                self._count()
-                self._occupancy.taken()
-                if not self._acknowledging:
-                    self._acknowledging = True
-                    self._reactor.callLater(ACKNOWLEDGE_AFTER, self._acknowledge)
+                self._take(message.descriptor, self._receiver.factory)
+            case Kind.SECURE:
+                self._take(message.descriptor, self._secure)
+            case Kind.CREDENTIALS:
+                self._use(message.descriptor)
             case Kind.DROP:
                 self._occupancy.drop_ordered()
                 self._receiver.factory.drop_oldest()
@@ -91,7 +101,27 @@ class Child:
             case Kind.HURRY:
                 self._receiver.hurry()
 
-    def _serve(self, descriptor: int) -> None:
+    def _take(self, descriptor: int, factory: IProtocolFactory) -> None:
+        self._occupancy.came()
+        self._serve(descriptor, factory)
+        self._count()
+        self._occupancy.taken()
+        if not self._acknowledging:
+            self._acknowledging = True
+            self._reactor.callLater(ACKNOWLEDGE_AFTER, self._acknowledge)
+
+    def _use(self, descriptor: int) -> None:
+        if descriptor < 0:
+            self.log.error("the credentials for TLS were lost: too many open files")
+            return
+        try:
+            credentials = pickle.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+        finally:
+            os.close(descriptor)
+        assert self._tls is not None
+        self._tls.use(credentials)
+
+    def _serve(self, descriptor: int, factory: IProtocolFactory) -> None:
         if descriptor < 0:
             self.log.error("a connection was lost: too many open files")
             return
@@ -99,7 +129,7 @@ class Child:
             os.set_blocking(descriptor, False)
             with socket.socket(fileno=descriptor) as connection:
                 self._reactor.adoptStreamConnection(  # which makes a duplicate of it
-                    descriptor, connection.family, self._receiver.factory
+                    descriptor, connection.family, factory
                 )
         except OSError as error:  # a peer that has gone already has no name any more
             self.log.debug("a connection ended before it began: {error}", error=error)

@@ -18,6 +18,7 @@ import yaml
 
 from storescp.config_access import ACCESS_OPTIONS, AccessConfig, read_access
 from storescp.config_file import ConfigError, composed, is_null, kind, line
+from storescp.config_tls import TLS_OPTIONS, read_tls
 from storescp.naming import Duplicate, Naming
 from storescp.option_values import (
     Option,
@@ -36,6 +37,7 @@ from storescp.option_values import (
 )
 from storescp.sop_classes import resolve_sop_classes
 from storescp.space import SpaceLimit
+from storescp.tls_settings import TLSSettings
 
 __all__ = ["OPTIONS", "Config", "ConfigError", "Duplicate", "LogLevel", "Option", "Sync", "load"]
 
@@ -63,7 +65,9 @@ class Config:
     """All settings of a server, validated. Times are in seconds, sizes in bytes."""
 
     listen: tuple[str, ...]
-    """Twisted endpoint strings, at least one."""
+    """Twisted endpoint strings, and our own ``tls:``, which are those of ``tcp:``; at least one."""
+    tls: TLSSettings | None
+    """None unless an endpoint is ``tls:``."""
     ae_title: str
     """1 to 16 characters, without the insignificant spaces around them."""
     storage_dir: pathlib.Path
@@ -231,6 +235,7 @@ _LOG_LEVEL = Option(
 OPTIONS: Final[tuple[Option[object], ...]] = (
     _PORT,
     _LISTEN,
+    *TLS_OPTIONS,
     _AE_TITLE,
     _STORAGE_DIR,
     _INDEX_DB,
@@ -296,8 +301,11 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
     storage_dir = value(_STORAGE_DIR)
     index_db = value(_INDEX_DB) if "index-db" in settings else str(storage_dir / ".storescp" / "index.db")
     accept_names = value(_ACCEPT)
+    listen = value(_LISTEN) if "listen" in settings else (f"tcp:{value(_PORT)}",)
+    listen, tls = read_tls(value, place, listen)
     return Config(
-        listen=value(_LISTEN) if "listen" in settings else (f"tcp:{value(_PORT)}",),
+        listen=listen,
+        tls=tls,
         ae_title=value(_AE_TITLE),
         storage_dir=storage_dir,
         index_db=None if value(_NO_INDEX) else index_db,

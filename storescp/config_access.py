@@ -10,7 +10,7 @@ import ipaddress
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 import yaml
 
@@ -19,6 +19,7 @@ from storescp.config_file import ConfigError, is_null, kind, line
 from storescp.naming import Duplicate, is_safe_uid
 from storescp.option_values import (
     Option,
+    Values,
     accept,
     ae_title,
     file_or_none,
@@ -116,12 +117,8 @@ ACCESS_OPTIONS: Final[tuple[Option[object], ...]] = (
 )
 
 
-class _Value(Protocol):
-    def __call__(self, option: Option[T]) -> T: ...
-
-
 def read_access(
-    value: _Value, place: Callable[[str], str], file: str, callers: yaml.Node | None
+    value: Values, place: Callable[[str], str], file: str, callers: yaml.Node | None
 ) -> AccessConfig:
     """Who may send, by the options that *value* knows (*place* where they stand) and the section of *file*.
 

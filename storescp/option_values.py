@@ -13,13 +13,14 @@ import pathlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from storescp.sop_classes import resolve_sop_classes, resolve_transfer_syntaxes
 from storescp.space import SpaceLimit
 
 E = TypeVar("E", bound=enum.Enum)
 N = TypeVar("N", int, float)
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -44,6 +45,12 @@ class Option(Generic[T_co]):
     def is_flag(self) -> bool:
         """Whether it takes no value on the command line (in YAML it is true or false)."""
         return not self.metavar
+
+
+class Values(Protocol):
+    """The value of each option."""
+
+    def __call__(self, option: Option[T]) -> T: ...
 
 
 def unexpected(expected: str, got: str) -> ValueError:
@@ -184,6 +191,11 @@ def prefer(texts: tuple[str, ...]) -> tuple[str, ...]:
 def file_or_none(texts: tuple[str, ...]) -> pathlib.Path | None:
     """The path of a file, or "none"."""
     return None if texts[0] == "none" else path(texts)
+
+
+def files(texts: tuple[str, ...]) -> tuple[pathlib.Path, ...]:
+    """Paths of files; none for "none"."""
+    return () if texts == ("none",) else tuple(path((text,)) for text in texts)
 
 
 def text_or_none(texts: tuple[str, ...]) -> str | None:

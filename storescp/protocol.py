@@ -28,6 +28,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import LogEvent, Logger
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -91,7 +92,6 @@ class AssociationProtocol(Protocol):
 
     log = Logger()
     transport: IConnection | None
-    peer_certificate: PeerCertificate | None = None
 
     def __init__(self, factory: AssociationFactory, address: str, host: str | None = None) -> None:
         self.parent = factory
@@ -100,6 +100,8 @@ class AssociationProtocol(Protocol):
         self.caller = ANYONE
         self.calling_ae_title = ""
         self.called_ae_title = ""
+        #: What a peer has shown, and TLS has verified.
+        self.peer_certificate: PeerCertificate | None = None
         self.contexts: dict[int, AcceptedContext] = {}
         self._upper_layer = UpperLayer(factory.policy.maximum_length)
         self._user: IAssociationUser | None = None
@@ -126,11 +128,13 @@ class AssociationProtocol(Protocol):
     def connectionMade(self) -> None:
         self._connected = True
         assert self.transport is not None
-        if isinstance(self.transport, Connection):
-            self.transport.bufferSize = READ_SIZE
-        handle = self.transport.getHandle()
+        bottom = _bottom(self.transport)
+        if isinstance(bottom, Connection):
+            bottom.bufferSize = READ_SIZE
+        handle = bottom.getHandle()
         if isinstance(handle, socket.socket) and handle.family in (socket.AF_INET, socket.AF_INET6):
-            self._socket = handle
+            if bottom is self.transport:  # what goes into TLS must not go past it
+                self._socket = handle
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
             # Senders that write a PDU in two pieces with Nagle's algorithm on (DCMTK, Orthanc) wait with the
@@ -513,7 +517,7 @@ class AssociationProtocol(Protocol):
     def _is_unread(self) -> bool:
         """Whether the kernel has something that the peer's kernel does not take."""
         assert self.transport is not None
-        handle = self.transport.getHandle()
+        handle = _bottom(self.transport).getHandle()
         return isinstance(handle, socket.socket) and any(fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)))
 
     def _cut(self) -> None:
@@ -522,6 +526,13 @@ class AssociationProtocol(Protocol):
 
 
 _info = info_emitter(AssociationProtocol)
+
+
+def _bottom(transport: IConnection) -> IConnection:
+    """The transport beneath those that only wrap one, as TLS does."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport  # type: ignore[assignment] # what wraps such a one is one
+    return transport
 
 
 def _counted(caller: Caller) -> int | None:

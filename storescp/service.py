@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IServiceCollection, Service
 from twisted.internet.abstract import FileDescriptor
@@ -21,7 +21,7 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
@@ -33,6 +33,10 @@ from storescp.config import Config
 from storescp.logs import LineObserver, log_again
 from storescp.receiver import Receiver
 from storescp.supervisor import Supervisor
+from storescp.tls_settings import beneath, is_secure
+
+if TYPE_CHECKING:
+    from storescp.tls import TLS
 
 
 class CannotStart(Exception):
@@ -52,10 +56,10 @@ class StoreSCPService(Service):
         self._endpoints: list[tuple[str, IStreamServerEndpoint]] = []
         for text in config.listen:
             try:
-                self._endpoints.append((text, serverFromString(reactor, text)))
+                self._endpoints.append((text, serverFromString(reactor, beneath(text))))
             except Exception as error:  # noqa: BLE001 - plugins of Twisted read it, and raise anything
                 raise CannotStart(f"--listen: expected a Twisted endpoint, got {text!r}: {error}") from None
-        self._ports: list[IListeningPort] = []
+        self._ports: list[tuple[IListeningPort, bool]] = []  # whether with TLS
         self._crew: Receiver | Supervisor
         self._factory: Factory
         if config.workers > 1:
@@ -65,6 +69,18 @@ class StoreSCPService(Service):
         else:
             self._crew = Receiver(config, reactor)
             self._factory = self._crew.factory
+        self._secure_factory: IProtocolFactory = self._factory
+        self._tls: TLS | None = None
+        if config.tls is not None:
+            try:
+                from storescp.tls import TLS, SecureFactory
+            except ImportError as error:
+                raise CannotStart(
+                    f"TLS: expected the packages that pip install 'storescp[tls]' brings, got: {error}"
+                ) from None
+            self._tls = TLS(config.tls)
+            if isinstance(self._crew, Receiver):
+                self._secure_factory = SecureFactory(self._tls, self._crew.factory, reactor)
         self._began = 0.0
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
@@ -77,9 +93,14 @@ class StoreSCPService(Service):
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()  # type: ignore[no-untyped-call]
+        self._load_credentials()
         failures: list[Failure] = []
+        ports: list[IListeningPort] = []
         for text, endpoint in self._endpoints:
-            endpoint.listen(self._factory).addCallbacks(self._ports.append, failures.append)
+            secure = is_secure(text)
+            factory = self._secure_factory if secure else self._factory
+            endpoint.listen(factory).addCallbacks(ports.append, failures.append)
+            self._ports += [(port, secure) for port in ports[len(self._ports) :]]
             if failures:
                 error = failures[0].value
                 reason = error.socketError if isinstance(error, CannotListenError) else error
@@ -92,7 +113,7 @@ class StoreSCPService(Service):
         _raise_descriptor_limit()
         try:
             if isinstance(self._crew, Supervisor):
-                self._crew.start([self._listener(port) for port in self._ports])
+                self._crew.start([(self._listener(port), secure) for port, secure in self._ports])
             else:
                 self._crew.start()
         except CannotOpen as error:
@@ -100,6 +121,29 @@ class StoreSCPService(Service):
         self._began = time.monotonic()
         # Whoever reads "listening" may stop us at once: not before the reactor runs and takes signals.
         self._reactor.callWhenRunning(self._banner)
+
+    def _load_credentials(self) -> None:
+        """Read what TLS needs: as long as we may. Raises CannotStart."""
+        if self._tls is None:
+            return
+        from storescp.credentials import BadCredentials
+
+        try:
+            warnings = self._tls.load()
+        except BadCredentials as error:
+            raise CannotStart(str(error)) from None
+        for warning in warnings:
+            self.log.warn("{warning}", warning=warning)
+        if isinstance(self._crew, Supervisor):
+            self._crew.use(self._tls.credentials)
+
+    def _reload(self) -> None:
+        try:
+            self._load_credentials()
+        except CannotStart as error:
+            self.log.error("TLS goes on with what it had: {error}", error=error)
+        else:
+            self.log.info("TLS: files read again")
 
     def _listener(self, port: IListeningPort) -> socket.socket:
         """The socket of *port*, which from now on accepts nothing itself."""
@@ -166,8 +210,16 @@ class StoreSCPService(Service):
                 if access.checks_users
                 else "not checked",
             )
-        for port in self._ports:
-            self.log.info("listening on {address}", address=_address(port))
+        if config.tls is not None:
+            self.log.info(
+                "TLS: profile {profile}, certificate in {certificate}; senders' certificates: {what}, {revoked}",
+                profile=config.tls.profile.value,
+                certificate=str(config.tls.certificate),
+                what=config.tls.client_certificate.value,
+                revoked="looked up in revocation lists" if config.tls.crl else "no revocation lists",
+            )
+        for port, secure in self._ports:
+            self.log.info("listening on {address}", address=_address(port) + ", TLS" * secure)
 
     # -- stop --
 
@@ -177,7 +229,7 @@ class StoreSCPService(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         self.log.info("stopping: {count} associations open", count=self._crew.associations)
         ports, self._ports = self._ports, []
-        yield gatherResults([maybeDeferred(port.stopListening) for port in ports])
+        yield gatherResults([maybeDeferred(port.stopListening) for port, _ in ports])
         yield self._crew.stop()
         self._farewell()
 
@@ -203,6 +255,8 @@ class StoreSCPService(Service):
     def take_signals(self) -> None:
         """Have SIGINT and SIGTERM stop the server and the process end with 0; a second one hurries.
 
+        With TLS, SIGHUP has its files read again.
+
         Without this twistd ends by the very signal, which a supervisor takes for a crash.
         """
 
@@ -211,6 +265,8 @@ class StoreSCPService(Service):
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
+        if self._tls is not None:
+            signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._reload))
 
     def _stop(self) -> None:
         if self.running:

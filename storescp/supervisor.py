@@ -14,6 +14,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import IO
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
@@ -26,7 +27,7 @@ from storescp.reader import Reader
 from storescp.receiver import close, report
 from storescp.shared import SharedCounts
 from storescp.statistics import Statistics
-from storescp.worker_process import ORDERLY, WorkerProcess
+from storescp.worker_process import ORDERLY, Accepted, WorkerProcess
 
 #: Connections that are accepted in one turn, from each port.
 ACCEPTS = 64
@@ -69,8 +70,9 @@ class Supervisor:
             )
             for number, slot in enumerate(self._counts.slots)
         ]
-        self._left: deque[socket.socket] = deque()  # connections whose worker died before it took them
+        self._left: deque[Accepted] = deque()  # connections whose worker died before it took them
         self._listeners: list[Reader] = []
+        self._credentials: IO[bytes] | None = None
         self._pause: IDelayedCall | None = None
         self._early_ends = dict.fromkeys(self._workers, 0)
         self._replacements: dict[WorkerProcess, IDelayedCall] = {}
@@ -87,10 +89,10 @@ class Supervisor:
         """Associations at this moment."""
         return self._counts.associations
 
-    def start(self, listeners: Sequence[socket.socket]) -> None:
+    def start(self, listeners: Sequence[tuple[socket.socket, bool]]) -> None:
         """Recover the archive, start the workers, and wait until all are ready to serve what *listeners* accept.
 
-        Raises CannotOpen.
+        Each with whether its peers are to speak TLS. Raises CannotOpen.
         """
         self._archive = archive = Archive(self.config)
         report(self.log, archive)
@@ -108,9 +110,18 @@ class Supervisor:
         for worker in self._workers:
             worker.watch()
         self._listeners = [
-            Reader(self._reactor, listener, partial(self._accept, listener)) for listener in listeners
+            Reader(self._reactor, listener, partial(self._accept, listener, secure))
+            for listener, secure in listeners
         ]
         self._set_accepting()
+
+    def use(self, credentials: object) -> None:
+        """Have the workers speak TLS with *credentials*, from the next connection on."""
+        if self._credentials is not None:
+            self._credentials.close()
+        # A file without a name, which only they are given.
+        self._credentials = os.fdopen(os.memfd_create("storescp-credentials"), "wb", buffering=0)
+        self._credentials.write(pickle.dumps(credentials))
 
     def stop(self) -> Deferred[None]:
         """Have the workers stop in good order, and close the archive when they have ended."""
@@ -141,7 +152,7 @@ class Supervisor:
             else:
                 listener.stop()
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket, secure: bool) -> None:
         for _ in range(ACCEPTS):
             try:
                 connection, _ = listener.accept()
@@ -154,7 +165,7 @@ class Supervisor:
                 self._pause = self._reactor.callLater(PAUSE, self._resume)
                 self._set_accepting()
                 return
-            if not hand_over(connection, self._workers, self.config.max_pending):
+            if not self._hand_over(Accepted(connection, secure)):
                 self.log.error("no worker takes a connection: it is closed")
                 connection.close()
 
@@ -162,13 +173,16 @@ class Supervisor:
         self._pause = None
         self._set_accepting()
 
+    def _hand_over(self, accepted: Accepted) -> bool:
+        return hand_over(accepted, self._workers, self.config.max_pending, self._credentials)
+
     def _hand_over_left(self) -> None:
-        while self._left and hand_over(self._left[0], self._workers, self.config.max_pending):
+        while self._left and self._hand_over(self._left[0]):
             self._left.popleft()
 
     def _close_left(self) -> None:
         while self._left:
-            self._left.popleft().close()
+            self._left.popleft().connection.close()
 
     # -- processes --
 
@@ -203,7 +217,7 @@ class Supervisor:
         self._hand_over_left()
         self._set_accepting()
 
-    def _ended(self, worker: WorkerProcess, how: str, left: list[socket.socket]) -> None:
+    def _ended(self, worker: WorkerProcess, how: str, left: list[Accepted]) -> None:
         self._left += left
         if self._stopping:
             self._close_left()
@@ -233,20 +247,27 @@ class Supervisor:
             deadline.cancel()
         if self._pause is not None:
             self._pause.cancel()
+        if self._credentials is not None:
+            self._credentials.close()
         os.close(self._pickled)
         os.close(self._counts.descriptor)
         if self._archive is not None:
             close(self.log, self._archive)
 
 
-def hand_over(connection: socket.socket, workers: Sequence[WorkerProcess], max_pending: int) -> bool:
-    """Give *connection* to the least busy of *workers* that takes it; false when none does.
+def hand_over(
+    accepted: Accepted,
+    workers: Sequence[WorkerProcess],
+    max_pending: int,
+    credentials: IO[bytes] | None = None,
+) -> bool:
+    """Give a connection to the least busy of *workers* that takes it; false when none does.
 
-    If *max_pending* connections of all have no association, there is one less before.
+    *credentials* are those for TLS. If *max_pending* connections of all have no association, there is one less before.
     """
     make_room(workers, max_pending - 1)
     ready = (worker for worker in workers if worker.is_ready)
-    return any(worker.take(connection) for worker in sorted(ready, key=lambda worker: worker.load))
+    return any(worker.take(accepted, credentials) for worker in sorted(ready, key=lambda worker: worker.load))
 
 
 def make_room(workers: Sequence[WorkerProcess], most: int) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
+from typing import IO, NamedTuple
 
 from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
@@ -30,6 +31,13 @@ _OUTPUT = 65536
 
 #: How a process ends that was told to stop.
 ORDERLY = "ended with exit code 0"
+
+
+class Accepted(NamedTuple):
+    """A connection that was accepted, and whether its peer is to speak TLS."""
+
+    connection: socket.socket
+    secure: bool = False
 
 
 class WorkerProcess:
@@ -51,7 +59,7 @@ class WorkerProcess:
         relay: Callable[[str], object],
         ready: Callable[[WorkerProcess], None],
         counted: Callable[[WorkerProcess], None],
-        ended: Callable[[WorkerProcess, str, list[socket.socket]], None],
+        ended: Callable[[WorkerProcess, str, list[Accepted]], None],
     ) -> None:
         self.number = number
         self.is_ready = False
@@ -68,7 +76,8 @@ class WorkerProcess:
         self._line = b""  # what it has begun to write
         self._handed_over = 0  # since the start of the server
         self._sent = 0  # since the start of the process
-        self._unacknowledged: deque[socket.socket] = deque()  # the last of these, not known to be taken
+        self._unacknowledged: deque[Accepted] = deque()  # the last of these, not known to be taken
+        self._credentials: IO[bytes] | None = None  # that it has for TLS
 
     # -- what it is given --
 
@@ -87,21 +96,31 @@ class WorkerProcess:
         """Its connections without an association, as soon as it has read its messages."""
         return self._slot.waiting
 
-    def take(self, connection: socket.socket) -> bool:
-        """Hand *connection* over, which is closed here when it was taken there; false when there is no room for it."""
-        if self._channel is None or not self._channel.send(Kind.CONNECTION, connection=connection):
+    def take(self, accepted: Accepted, credentials: IO[bytes] | None = None) -> bool:
+        """Hand over a connection, which is closed here when it was taken there; false when there is no room for it.
+
+        *credentials* are those of the moment for TLS, if it speaks that.
+        """
+        if self._channel is None:
+            return False
+        if accepted.secure and credentials is not None and credentials is not self._credentials:
+            if not self._channel.send(Kind.CREDENTIALS, connection=credentials):
+                return False
+            self._credentials = credentials
+        kind = Kind.SECURE if accepted.secure else Kind.CONNECTION
+        if not self._channel.send(kind, connection=accepted.connection):
             return False
         self._slot.handed += 1
         self._sent += 1
         self._handed_over += 1
-        self._unacknowledged.append(connection)
+        self._unacknowledged.append(accepted)
         self._let_go()
         return True
 
     def _let_go(self) -> None:
         """Close the connections that it has taken: as long as they are open here, it cannot end them."""
         while len(self._unacknowledged) > self._sent - self._slot.taken:
-            self._unacknowledged.popleft().close()
+            self._unacknowledged.popleft().connection.close()
 
     def drop_oldest(self) -> bool:
         """Have it drop a connection without an association; false when there is no room for the message."""
@@ -161,6 +180,7 @@ class WorkerProcess:
         self._channel, self.began = channel, self._reactor.seconds()
         self.is_ready, self._line = False, b""
         self._sent = 0
+        self._credentials = None
 
     def wait_until_ready(self) -> None:
         """At the start of the server, when no reactor runs. Raises CannotOpen."""
@@ -227,7 +247,7 @@ class WorkerProcess:
             self._relay(self._line.decode(errors="replace") + "\n")
         self._ended(self, how, self.close())
 
-    def close(self) -> list[socket.socket]:
+    def close(self) -> list[Accepted]:
         """Forget the process, which has ended or is killed; the connections that it did not take."""
         for reader in self._readers:
             reader.stop()

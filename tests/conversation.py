@@ -27,6 +27,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -110,7 +111,7 @@ class MemoryTransport(StringTransport):
     def __init__(self, clock: Clock, peer: IPv4Address) -> None:
         super().__init__(peerAddress=peer)  # type: ignore[no-untyped-call]
         self.clock = clock
-        self.protocol: AssociationProtocol | None = None
+        self.protocol: Protocol | None = None
         self.peer_reads = True
         self.aborted = False
         self.unsent = bytearray()
@@ -199,13 +200,20 @@ class Conversation:
     def __init__(self, factory: AssociationFactory, clock: Clock, *, port: int = 50000) -> None:
         address = IPv4Address("TCP", "192.0.2.1", port)
         self.clock = clock
-        self.protocol = factory.buildProtocol(address)
+        self.protocol, bottom = self.build(factory, address)
         self.transport = MemoryTransport(clock, address)
-        self.transport.protocol = self.protocol
+        self.transport.protocol = bottom
         self._reader = PDUReader(0)
         self._messages = dimse.MessageReader()
         self._read = 0
-        self.protocol.makeConnection(self.transport)  # the one thing here that no turn follows
+        bottom.makeConnection(self.transport)  # the one thing here that no turn follows
+
+    def build(
+        self, factory: AssociationFactory, address: IPv4Address
+    ) -> tuple[AssociationProtocol, Protocol]:
+        """The protocol of the association, and the one that the transport knows."""
+        protocol = factory.buildProtocol(address)
+        return protocol, protocol
 
     def turn(self) -> None:
         """Let the reactor do what there is to do now."""
@@ -316,7 +324,7 @@ class Conversation:
     def heard(self) -> list[Heard]:
         """What the server has said since the last time; its messages must be whole ones."""
         self.turn()
-        said = self.transport.value()
+        said = self.written()
         self._reader.feed(said[self._read :])
         self._read = len(said)
         heard: list[Heard] = []

@@ -25,6 +25,7 @@ EXAMPLE = pathlib.Path(__file__).parent.parent / "etc" / "storescp.yaml"
 
 DEFAULTS = Config(
     listen=("tcp:11112",),
+    tls=None,
     ae_title="STORESCP",
     storage_dir=pathlib.Path("received"),
     index_db="received/.storescp/index.db",
@@ -130,6 +131,7 @@ class CommandLineTests(_TestCase):
             config,
             Config(
                 listen=("tcp:104", "tcp6:104:interface=\\:\\:1"),
+                tls=None,
                 ae_title="ARCHIVE 1",
                 storage_dir=pathlib.Path("/data/in"),
                 index_db="/data/index.db",
@@ -197,6 +199,8 @@ class CommandLineTests(_TestCase):
             ("storage-dir", ["x", "/"], ["", " ", "a\0b"]),
             ("index-db", ["x"], ["", "postgresql://host/db", "sqlite:///x.db", "a\0b"]),
             ("listen", ["tcp:1", "systemd:domain=INET:index=0"], ["", "11112", ":1", "a b:1", "tcp:\n"]),
+            ("tls-port", ["0"], ["65536", "tls", ""]),
+            ("tls-timeout", ["0.1", "3600"], ["0", "3601"]),
             ("accept", ["CT", "CT,", "1.2.3.4"], ["", ",", "CT,nonsense", "none"]),
             ("prefer", ["proposed", "RLELossless"], ["", ",", "proposed,RLELossless", "1.2.3"]),
             ("naming", ["flat"], ["Flat", "", "hierarchical "]),

@@ -26,13 +26,13 @@ PURE = (
     *("naming", "certificates", "access"),
 )
 BLOCKING = (
-    *("flushing", "part10", "index_schema", "index", "stored_file", "space"),
-    *("config_file", "option_values", "config_access", "config", "tokens"),
+    *("flushing", "part10", "index_schema", "index", "stored_file", "space", "tls_settings", "credentials"),
+    *("config_file", "option_values", "config_access", "config_tls", "config", "tokens"),
     *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive", "scu"),
     *("shared", "channel"),
 )
 OPERATOR = ("operator_archive", "operator_send", "operator", "__main__")
-ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp", "authentication")
+ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp", "authentication", "tls")
 WORKERS = ("child", "worker_process", "supervisor")
 # From the bottom to the top: a module imports from its own layer and from those below.
 LAYERS = (

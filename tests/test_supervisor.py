@@ -6,6 +6,7 @@ import os
 import pathlib
 import socket
 import sys
+from typing import IO
 
 from twisted.internet import reactor as _reactor
 from twisted.internet.base import ReactorBase
@@ -15,7 +16,7 @@ from storescp.archive import CannotOpen
 from storescp.channel import Channel, Kind
 from storescp.shared import SharedCounts
 from storescp.supervisor import hand_over, make_room
-from storescp.worker_process import WorkerProcess
+from storescp.worker_process import Accepted, WorkerProcess
 
 
 class HandOverTests(SynchronousTestCase):
@@ -51,18 +52,24 @@ class HandOverTests(SynchronousTestCase):
             self.workers.append(worker)
             self.ends.append(theirs)
 
+    def credentials(self) -> IO[bytes]:
+        """A file such as workers are given for TLS."""
+        file = os.fdopen(os.memfd_create("credentials"), "wb", buffering=0)
+        self.addCleanup(file.close)
+        return file
+
     def give(self, count: int = 1, max_pending: int = 1000) -> list[bool]:
         taken = []
         for _ in range(count):
             connection = self.connection.dup()
-            taken.append(hand_over(connection, self.workers, max_pending))
+            taken.append(hand_over(Accepted(connection), self.workers, max_pending))
             if not taken[-1]:
                 connection.close()
         return taken
 
     def close(self, number: int) -> None:
-        for connection in self.workers[number].close():
-            connection.close()
+        for accepted in self.workers[number].close():
+            accepted.connection.close()
 
     def read(self, number: int) -> list[Kind]:
         """What a worker has got, and not read yet; it takes the connections."""
@@ -76,7 +83,7 @@ class HandOverTests(SynchronousTestCase):
             kinds.append(message.kind)
             if message.descriptor >= 0:
                 os.close(message.descriptor)
-                self.slots[number].taken += 1
+                self.slots[number].taken += message.kind is not Kind.CREDENTIALS
 
     def counts(self) -> list[int]:
         return [len(self.read(number)) for number in range(3)]
@@ -156,30 +163,58 @@ class HandOverTests(SynchronousTestCase):
         self.assertEqual(self.workers[1].waiting, 4)
 
     def test_left(self) -> None:
-        """Connections stay open here until they are taken; of a worker that ends, those are left that were not."""
+        """Connections stay open here until they are taken; of a worker that ends, those are left that were not.
+
+        With TLS or without: and which they are is not forgotten.
+        """
+        credentials = self.credentials()
         peers = []
-        for _ in range(4):
+        for secure in (False, True, False, True):
             connection, peer = socket.socketpair()
             self.addCleanup(peer.close)
             peer.setblocking(False)
-            self.assertTrue(self.workers[0].take(connection))
+            self.assertTrue(self.workers[0].take(Accepted(connection, secure), credentials))
             peers.append(peer)
-        for _ in range(2):
+        for kind in (Kind.CONNECTION, Kind.CREDENTIALS, Kind.SECURE):
             message = self.ends[0].receive()
             assert message is not None
+            self.assertIs(message.kind, kind)
             os.close(message.descriptor)
-            self.slots[0].taken += 1
+            self.slots[0].taken += kind is not Kind.CREDENTIALS
+        self.assertEqual(self.slots[0].waiting, 4)
         self.assertRaises(BlockingIOError, peers[0].recv, 1)
-        self.assertTrue(self.workers[0].take(self.connection.dup()))
+        self.assertTrue(self.workers[0].take(Accepted(self.connection.dup())))
         self.assertEqual([peer.recv(1) for peer in peers[:2]], [b""] * 2)
         self.ends[0].close()
         left = self.workers[0].close()
-        for connection in left:
+        for connection, _ in left:
             self.addCleanup(connection.close)
-        self.assertEqual(len(left), 3)
-        for connection, peer in zip(left, peers[2:], strict=False):
+        self.assertEqual([secure for _, secure in left], [False, True, False])
+        for (connection, _), peer in zip(left, peers[2:], strict=False):
             connection.sendall(b"x")
             self.assertEqual(peer.recv(2), b"x")
+
+    def test_credentials(self) -> None:
+        """A worker gets the credentials for TLS before the first connection that needs them, and when they change."""
+
+        def give(*secures: bool, credentials: IO[bytes]) -> list[Kind]:
+            for secure in secures:
+                self.assertTrue(self.workers[0].take(Accepted(self.connection.dup(), secure), credentials))
+            return self.read(0)
+
+        one, other = self.credentials(), self.credentials()
+        plain, secure, file = Kind.CONNECTION, Kind.SECURE, Kind.CREDENTIALS
+        self.assertEqual(give(False, True, True, credentials=one), [plain, file, secure, secure])
+        self.assertEqual(give(False, True, credentials=other), [plain, file, secure])
+        self.assertEqual((self.slots[0].handed, self.slots[0].taken), (5, 5))
+        self.close(0)
+        ours, theirs = Channel.pair()
+        self.addCleanup(ours.close)
+        self.addCleanup(theirs.close)
+        theirs.set_blocking(False)
+        self.workers[0].attach(ours)
+        self.ends[0] = theirs
+        self.assertEqual(give(True, credentials=other), [file, secure])
 
     def test_replaced(self) -> None:
         """A new process in a place begins with nothing."""
