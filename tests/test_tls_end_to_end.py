@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
 import socket
@@ -17,12 +19,13 @@ import urllib.request
 from pynetdicom import AE
 from twisted.trial.unittest import SynchronousTestCase
 
+from storescp.pdu import AAssociateAC, AAssociateRJ
 from storescp.sop_classes import VERIFICATION
 from tests.pki import Authority
-from tests.raw_scu import RawSCU
+from tests.raw_scu import RawSCU, instance
 from tests.server import DEADLINE, ROOT, Server, environment, free_port, run, run_twistd, temporary_directory
 from tests.test_end_to_end import DATA
-from tests.test_workers import workers_of
+from tests.test_workers import halt, workers_of
 
 CT = DATA / "CT_small.dcm"
 LISTEN = ("--listen", "tcp:0:interface=127.0.0.1", "--listen", "tls:0:interface=127.0.0.1")
@@ -72,6 +75,50 @@ def s_client(server: Server, *options: object) -> str:
     )
     found = dict(re.findall(r"^(Protocol version|Ciphersuite): (\S+)$", ended.stderr, re.M))
     return " ".join(found.values())
+
+
+class CallersTests(_TestCase):
+    """Rules for calling AE titles that want a certificate."""
+
+    def answer(self, server: Server, calling: str, name: str) -> object:
+        """What is answered to who calls itself so, with the certificate of that name, or none."""
+        context = ssl.create_default_context(cafile=self.authority.file)
+        if name:
+            context.load_cert_chain(*map(str, self.authority.issue(name)))
+        with RawSCU(server.address) as peer:
+            peer.socket = context.wrap_socket(peer.socket, server_hostname="localhost")
+            return peer.associate(calling=calling)
+
+    def check(self, *options: object) -> None:
+        config = self.home / "c.yaml"
+        config.write_text('callers: {CT1: {certificate: "CN=ct1*"}}')
+        server = self.start(
+            "--config", config, "--tls-client-cert", "request", "--duplicate", "ignore", *options
+        )
+        secure = server.port
+        for name, code in (("ct1", 0), ("ct12", 0), ("ct2", 1)):
+            self.assertEqual(self.storescu(server, *self.shown(name), "-aet", "CT1"), code)
+        self.assertIsInstance(self.answer(server, "CT1", "ct1"), AAssociateAC)
+        self.assertEqual(self.answer(server, "CT1", "ct2"), AAssociateRJ(1, 1, 3))
+        self.assertEqual(self.answer(server, "CT1", ""), AAssociateRJ(1, 1, 3))
+        self.assertIsInstance(self.answer(server, "MR1", "ct2"), AAssociateAC)
+        server.port = int(server.wait_for(r"listening on \S+ port (\d+)\n")[1])
+        self.assertNotEqual(server.port, secure)
+        with RawSCU(server.address) as peer:
+            self.assertEqual(peer.associate(calling="CT1"), AAssociateRJ(1, 1, 3))
+        self.assertEqual(server.stop()["rejected"], 4)
+        rejected = r"association rejected: 'CT1' at 127.0.0.1:\d+ to '\S+': callers.CT1"
+        server.wait_for(rf"{rejected} does not allow the certificate of 'CN=ct2,O=Hospital'\n", count=2)
+        server.wait_for(rf"{rejected} wants a certificate\n", count=2)
+        server.wait_for("rejected for: certificate 4\n")
+
+    def test_certificate(self) -> None:
+        """Who has the right certificate is let in; with another, none, or without TLS the AE title is rejected."""
+        self.check()
+
+    def test_certificate_workers(self) -> None:
+        """So it is with several processes."""
+        self.check("--workers", 2)
 
 
 class SendersTests(_TestCase):
@@ -280,6 +327,43 @@ class ReloadTests(_TestCase):
         server.wait_for("is ready again")
         self.assertEqual([self.served(server) for _ in range(4)], [served] * 4)
         self.assertEqual(server.stop()["stored"], 1)
+
+    def test_left(self) -> None:
+        """Connections that a worker had been given and not taken when it died speak TLS with another one."""
+        server = self.start("--tls-client-cert", "none", "--workers", 2)
+        workers = workers_of(server)
+        halt(workers[0])
+        context = ssl.create_default_context(cafile=self.authority.file)
+        with contextlib.ExitStack() as stack:
+            peers = [stack.enter_context(RawSCU(server.address)) for _ in range(6)]
+
+            def associate(peer: RawSCU) -> None:
+                peer.socket = context.wrap_socket(peer.socket, server_hostname="localhost")
+                self.assertIsInstance(peer.associate(), AAssociateAC)
+
+            for peer in peers[1::2]:
+                associate(peer)
+            os.kill(workers[0], signal.SIGKILL)
+            for peer in peers[::2]:
+                associate(peer)
+            for number, peer in enumerate(peers):
+                self.assertEqual(peer.store(f"1.2.{number}", instance(f"1.2.{number}")), 0)
+                peer.release()
+        self.assertEqual(server.stop()["stored"], 6)
+
+    def test_pending(self) -> None:
+        """Handshakes that do not go on count as connections without an association, over all workers."""
+        server = self.start("--tls-client-cert", "none", "--workers", 2, "--max-pending", 4)
+        with contextlib.ExitStack() as stack:
+            peers = [stack.enter_context(socket.create_connection(server.address)) for _ in range(7)]
+            closed: set[socket.socket] = set()
+            while len(closed) < 3:
+                closed |= set(select.select(list({*peers} - closed), [], [], DEADLINE)[0])
+            for peer in closed:
+                self.assertRaises(ConnectionResetError, peer.recv, 1)
+            self.assertEqual(select.select(list({*peers} - closed), [], [], 0)[0], [])
+            self.assertEqual(self.storescu(server, "+tla"), 0)
+        server.stop()
 
     def test_slow_handshakes(self) -> None:
         """Handshakes that do not go on keep nobody waiting, and end by themselves."""
