@@ -94,9 +94,9 @@ def _dcmtk(*options: str) -> Callable[[Place], list[str]]:
     return command
 
 
-def _storescp(*options: str, endpoint: str = "tcp:{port}") -> Callable[[Place], list[str]]:
+def _storescp(*options: str, listen: str = "tcp") -> Callable[[Place], list[str]]:
     def command(place: Place) -> list[str]:
-        where = endpoint.format(port=place.port, scratch=place.scratch) + ":interface=127.0.0.1"
+        where = f"{listen}:{place.port}:interface=127.0.0.1"
         # Others have no limit to the associations, but the memory.
         arguments = ["--storage-dir", str(place.storage), "--max-assoc", "1024", *options]
         return [_beside_python("twistd"), "--pidfile=", "-n", "storescp", "--listen", where, *arguments]
@@ -119,13 +119,13 @@ def _certificate(place: Place) -> list[str]:
 def _storescp_tls(place: Place) -> list[str]:
     if importlib.util.find_spec("OpenSSL") is None:
         raise PeerMissing(f"pyOpenSSL is missing: pip install it into {sys.prefix}")
-    _certificate(place)
-    endpoint = "ssl:{port}:privateKey={scratch}/key.pem:certKey={scratch}/certificate.pem"
-    return _storescp("--sync", "never", endpoint=endpoint)(place)
+    key, certificate = _certificate(place)
+    # The load generator has no certificate.
+    tls = ("--tls-key", key, "--tls-certificate", certificate, "--tls-client-cert", "none")
+    return _storescp("--sync", "never", *tls, listen="tls")(place)
 
 
 def _dcmtk_tls(place: Place) -> list[str]:
-    # -ic: the load generator has no certificate.
     return _dcmtk("+tls", *_certificate(place), "-ic")(place)
 
 

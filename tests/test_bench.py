@@ -295,9 +295,10 @@ class ServersTests(SynchronousTestCase):
                     self.assertEqual(list(server.place.storage.iterdir()), [])
 
     def test_tls(self) -> None:
-        """Over TLS every object arrives at DCMTK and at this server byte for byte."""
-        for name in ("dcmtk-tls", "storescp-tls"):
-            server = self.start(BY_NAME[name])
+        """Over TLS every object arrives at DCMTK and at this server, of one or more processes, byte for byte."""
+        ours = BY_NAME["storescp-tls"]
+        for peer in (BY_NAME["dcmtk-tls"], ours, ours.with_arguments(("--workers", "2"))):
+            server = self.start(peer)
             for each in (False, True):
                 load = self.load(
                     server, associations=3, objects=2, size=512 * 1024, association_per_object=each, tls=True
