@@ -1,11 +1,12 @@
 """Instances whose sender perhaps never got the answer. Blocking; no Twisted.
 
 What belongs here: how they are remembered, over deaths and by all processes of a server: an empty file for each,
-named as the instance. There are few: an association must break off at the wrong moment, or the server die.
+named by the digest of its path. There are few: an association must break off at the wrong moment, or the server die.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 from storescp.flushing import sync_path
@@ -47,5 +48,5 @@ class LostAnswers:
         self._count -= 1
 
     def _mark(self, path: str) -> str:
-        # No UID has a comma (storescp.naming), and no path so many characters that a name could not have them.
-        return os.path.join(self._directory, path.replace("/", ","))
+        # A path with a caller's sub-directory can be longer than a name.
+        return os.path.join(self._directory, hashlib.sha256(os.fsencode(path)).hexdigest())

@@ -246,7 +246,7 @@ class SectionTests(_TestCase):
             self.assertEqual(len(message.splitlines()), 1)
 
     def test_directories(self) -> None:
-        """A sub-directory stays below the storage directory, and is not hidden there."""
+        """A sub-directory stays below the storage directory, is not hidden there, and has nothing that ends a line."""
         for text in (
             "..",
             "a/../b",
@@ -261,11 +261,15 @@ class SectionTests(_TestCase):
             "-a",
             "a" * 65,
             "b/" * 100 + "b",
+            "'a,b'",
+            *(f'"a{escape}b"' for escape in (r"\t", r"\n", r"\r", r"\0", r"\e", r"\x7f", r"\N", r"\L")),
+            *(f'"a{escape}"' for escape in (r"\t", r"\n", r"\r", r"\r\n")),
         ):
             message = str(
                 self.assertRaises(ConfigError, self.load, f"callers: {{A: {{directory: {text!s}}}}}")
             )
             self.assertIn("callers.A.directory: expected a ", message)
+            self.assertEqual(len(message.splitlines()), 1)
         for text in ("a", "scanners/ct_1/2031.x"):
             self.assertEqual(self.load(f"callers: {{A: {{directory: {text}}}}}").known[0].directory, text)
         self.assertEqual(

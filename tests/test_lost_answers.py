@@ -8,6 +8,7 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp import lost_answers
+from storescp.config_access import MAX_DIRECTORY
 from storescp.lost_answers import LostAnswers
 
 PATH = f"2026/11/25/{'1' * 64}/{'2' * 64}.dcm"
@@ -39,11 +40,24 @@ class LostAnswersTests(SynchronousTestCase):
             self.assertNotIn(PATH, lost)
 
     def test_longest(self) -> None:
-        """The longest path of the longest UIDs can be remembered."""
-        path = f"{'1' * 64}/{'2' * 64}/{'3' * 64}.dcm"
+        """The longest path of the longest UIDs in the longest sub-directory can be remembered."""
+        directory = "/".join(("a" * 64, "b" * 64, "c" * 64, "d" * (MAX_DIRECTORY - 3 * 65)))
+        self.assertEqual(len(directory), MAX_DIRECTORY)
+        path = f"{directory}/{'1' * 64}/{'2' * 64}/{'3' * 64}.dcm"
         lost = self.open()
         lost.add(path)
         self.assertIn(path, lost)
+        self.assertNotIn(path.replace("3", "4"), lost)
+
+    def test_exact(self) -> None:
+        """No path is taken for another one, whatever characters it has."""
+        paths = ["a/b/c", "a,b/c", "a,b,c", "a/b,c", "a%2Fb/c", "a/b/c/", "a\tb", "a\nb", "a\udcffb"]
+        for path in paths:
+            lost = self.open()
+            self.assertEqual([other for other in paths if other in lost], [])
+            lost.add(path)
+            self.assertEqual([other for other in paths if other in lost], [path])
+            lost.discard(path)
 
     def test_bound(self) -> None:
         """Above the bound nothing is added, until others have taken something out."""

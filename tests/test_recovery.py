@@ -11,8 +11,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.archive import Archive, CannotOpen
 from storescp.config import Config, load
+from storescp.config_access import MAX_DIRECTORY
 from storescp.index import Index
 from storescp.journal import Beginning, Journal
+from storescp.lost_answers import LostAnswers
 from storescp.part10 import PRIVATE_DIRECTORY, FileMeta
 from storescp.recovery import Recovered
 from tests.conversation import CT_IMAGE_STORAGE, EXPLICIT_VR_LITTLE_ENDIAN, data_set
@@ -63,6 +65,14 @@ class ArchiveTestCase(SynchronousTestCase):
         journal._file.close()
         journal._other.close()
 
+    def lost(self, *paths: str) -> list[str]:
+        """Which of *paths* are remembered, and nothing else is, as those whose answer may be lost."""
+        directory = self.private / "lost-answers"
+        lost = LostAnswers(str(directory), sync=False)
+        found = [path for path in paths if path in lost]
+        self.assertEqual(len(os.listdir(directory)), len(found))
+        return found
+
     def rows(self) -> dict[str, tuple[int, str | None]]:
         """Size and digest of all rows, by path."""
         index = Index(str(self.private / "index.db"))
@@ -96,7 +106,16 @@ class RecoveryTests(ArchiveTestCase):
         self.journal(PATH, other, ended=(other,))
         for looked_at in (2, 0):
             self.assertEqual(self.recover().looked_at, looked_at)
-            self.assertEqual(os.listdir(self.private / "lost-answers"), [PATH.replace("/", ",")])
+            self.assertEqual(self.lost(PATH, other), [PATH])
+
+    def test_longest(self) -> None:
+        """The same of the longest UIDs in the longest sub-directory, for which no single name would do."""
+        directory = "/".join(("a" * 64, "b" * 64, "c" * 64, "d" * (MAX_DIRECTORY - 3 * 65)))
+        path = f"{directory}/{'1' * 64}/{'2' * 64}/{'3' * 64}.dcm"
+        self.file(path)
+        self.journal(path)
+        self.assertEqual(self.recover(), Recovered(1, [path], [], []))
+        self.assertEqual(self.lost(path), [path])
 
     def test_workers(self) -> None:
         """What the processes of a server left is recovered by whoever comes: each its own, or one for all."""
@@ -156,7 +175,7 @@ class RecoveryTests(ArchiveTestCase):
         self.file()
         self.journal(PATH)
         self.assertEqual(self.recover(**{"no-index": True}), Recovered(1, [], [], []))
-        self.assertEqual(os.listdir(self.private / "lost-answers"), [PATH.replace("/", ",")])
+        self.assertEqual(self.lost(PATH), [PATH])
 
     def test_leftovers(self) -> None:
         """Hidden files of a process that died are removed."""
