@@ -358,7 +358,9 @@ class ReloadTests(_TestCase):
             peers = [stack.enter_context(socket.create_connection(server.address)) for _ in range(7)]
             closed: set[socket.socket] = set()
             while len(closed) < 3:
-                closed |= set(select.select(list({*peers} - closed), [], [], DEADLINE)[0])
+                ended = select.select(list({*peers} - closed), [], [], DEADLINE)[0]
+                self.assertNotEqual(ended, [])
+                closed |= set(ended)
             for peer in closed:
                 self.assertRaises(ConnectionResetError, peer.recv, 1)
             self.assertEqual(select.select(list({*peers} - closed), [], [], 0)[0], [])
