@@ -73,6 +73,7 @@ class Archive:
                 ]
                 for other in others:
                     other.remove()
+                self.directory.clean()
             except BlockingIOError:
                 raise CannotOpen(f"the storage directory {str(root)!r} is in use by another server") from None
             except OSError as error:

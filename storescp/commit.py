@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from storescp.config import Duplicate
 from storescp.index import Index, ReceivedInstance
-from storescp.journal import Beginning, Journal
-from storescp.journal_file import Content, Pieces
+from storescp.journal import Beginning, Journal, Unsettled
+from storescp.journal_file import Pieces
 from storescp.lost_answers import LostAnswers
 from storescp.part10 import StorageDirectory, UnnamedFile
 from storescp.restoration import rewrite
@@ -31,16 +31,17 @@ class DuplicateInstance(Exception):
 class CompleteFile(Protocol):
     """A file that waits for its name.
 
-    ``content`` is its bytes, if the journal is to have them; else the file is synced. ``duplicate`` is its own policy,
-    None for that of all; ``data_set_offset`` in bytes; ``replaced`` the hidden name of what it took the place of. The
-    commit sets ``error``, ``exists`` (the name is taken: :meth:`Committer.judge` it), ``is_begun`` and ``is_open`` (the
-    journal waits for the sender to have its answer).
+    ``content`` is its bytes, if the journal is to have them; else the file is synced, and ``checksum`` is that of all.
+    ``duplicate`` is its own policy, None for that of all; ``data_set_offset`` in bytes; ``replaced`` the hidden name of
+    what it took the place of. The commit sets ``error``, ``exists`` (the name is taken: :meth:`Committer.judge` it),
+    ``is_begun`` and ``is_open`` (the journal waits for the sender to have its answer).
     """
 
     path: str
     duplicate: Duplicate | None
     file: UnnamedFile | None
     content: Pieces
+    checksum: int
     is_begun: bool
     data_set_offset: int
     transfer_syntax_uid: str
@@ -109,13 +110,15 @@ class Committer:
             for file in files:
                 if file.error is None and not file.exists:
                     file.is_open = True
+                    if self._directory.sync and not file.content:
+                        self._journal.keep(file.path, _named(file).give_up_name())
             undone = [file for file in files if file.is_begun and not file.is_open]
             for file in undone:
                 self._journal.end(file.path)
-            if void := [file.path for file in undone if file.content]:
+            if undone and self._directory.sync:
                 # If not even that can be written, the journal is begun anew before anything else is.
                 with contextlib.suppress(OSError):
-                    self._journal.void(void)
+                    self._journal.void([file.path for file in undone])
 
     def _give_names(self, files: Sequence[CompleteFile]) -> None:
         named: list[CompleteFile] = []
@@ -131,7 +134,9 @@ class Committer:
                     if not file.exists:
                         named.append(file)
             if named:
-                self._directory.sync_directories(file.path for file in named if not file.content)
+                # Elsewhere the journal knows where the file is, whatever becomes of its new name.
+                moved = [file.path for file in named if not file.content and _named(file).name is None]
+                self._directory.sync_directories(moved)
                 if self._index is not None:
                     with self._index_turn:
                         self._index.add([file.row() for file in named])
@@ -156,15 +161,19 @@ class Committer:
         large = [file for file in new if not file.content] if self._directory.sync else []
         if new:
             try:
-                failures = self._journal.begin(map(_beginning, new), [_descriptor(file) for file in large])
+                failures = self._journal.begin(
+                    map(_beginning, new),
+                    [_named(file).descriptor for file in large],
+                    [self._directory.hidden_descriptor] if large else [],
+                )
             except Exception as error:  # noqa: BLE001 - whatever it is becomes the status of these
                 for file in new:
                     file.error = error
             else:
                 for file in new:
                     file.is_begun = True
-                for file, failure in zip(large, failures, strict=True):
-                    file.error = failure
+                for file, failure in zip(large, failures, strict=False):
+                    file.error = failure or failures[-1]  # the last one is that of the directory
 
     def judge(self, file: CompleteFile) -> None:
         """Decide on a *file* whose name is taken. Raises DuplicateInstance unless that is a success, and OSError."""
@@ -200,16 +209,15 @@ class Committer:
                     self._lost.add(path)
                     self._journal.end(path)
 
-    def _settle(self, contents: Mapping[str, Content]) -> None:
-        """The journal is about to forget these *contents*, and what the index has been told."""
+    def _settle(self, unsettled: Unsettled) -> None:
+        """The journal is about to forget this, and what the index has been told."""
         try:
             if self._in_doubt:
                 # The system tells of an error once, and then takes for written what is not.
-                for path, content in contents.items():
+                for path, content in unsettled.contents.items():
                     if self._directory.inode_of(path) == content.inode:  # else it was replaced, or taken away
                         rewrite(self._directory, {path: content})
-            else:
-                self._directory.flush(contents)
+            self._directory.flush([*unsettled.contents, *(path for path, _ in unsettled.synced)])
         except OSError:
             self._in_doubt = True
             raise
@@ -217,6 +225,9 @@ class Committer:
         if self._index is not None:
             with self._index_turn:
                 self._index.make_durable()
+        for _, hidden in unsettled.synced:
+            if hidden is not None:
+                self._directory.forget(hidden)
 
     def _name(self, file: CompleteFile) -> None:
         assert file.file is not None
@@ -252,9 +263,9 @@ class Committer:
 
 
 def _beginning(file: CompleteFile) -> Beginning:
-    return Beginning(file.path, os.fstat(_descriptor(file)).st_ino, file.content)
+    return Beginning(file.path, os.fstat(_named(file).descriptor).st_ino, file.checksum, file.content)
 
 
-def _descriptor(file: CompleteFile) -> int:
+def _named(file: CompleteFile) -> UnnamedFile:
     assert file.file is not None
-    return file.file.descriptor
+    return file.file

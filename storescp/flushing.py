@@ -58,14 +58,15 @@ def _type_of(path: str) -> str:
     return found
 
 
-def sync_each(descriptors: Sequence[int], *, directories: bool = False) -> list[OSError | None]:
-    """The contents of open files, or *directories*, to the disk, one after the other; what became of each."""
-    # To fdatasync(2) a new name is not always something that a directory must have on the disk.
-    sync = os.fsync if directories else os.fdatasync
+def sync_each(files: Sequence[int], directories: Sequence[int] = ()) -> list[OSError | None]:
+    """The contents of open *files* and *directories* to the disk, one after the other; what became of each."""
     results: list[OSError | None] = []
-    for descriptor in descriptors:
+    for number, descriptor in enumerate((*files, *directories)):
         try:
-            sync(descriptor)
+            if number < len(files):
+                os.fdatasync(descriptor)
+            else:  # to fdatasync(2) a new name is not always something that must reach the disk
+                os.fsync(descriptor)
         except OSError as error:
             results.append(error)
         else:
@@ -117,19 +118,20 @@ class ParallelSync:
             self._can = False
             self._call(self._destroy, self._context)
 
-    def __call__(self, descriptors: Sequence[int], *, directories: bool = False) -> list[OSError | None]:
-        if not self._can or len(descriptors) < 2:
-            return sync_each(descriptors, directories=directories)
+    def __call__(self, files: Sequence[int], directories: Sequence[int] = ()) -> list[OSError | None]:
+        if not self._can or len(files) + len(directories) < 2:
+            return sync_each(files, directories)
+        todo = [(_IOCB_CMD_FDSYNC, file) for file in files]
+        todo += [(_IOCB_CMD_FSYNC, directory) for directory in directories]
         with self._turn:
-            parts = [descriptors[i : i + _AIO_MAXIMUM] for i in range(0, len(descriptors), _AIO_MAXIMUM)]
-            return [result for part in parts for result in self._together(part, directories)]
+            parts = [todo[i : i + _AIO_MAXIMUM] for i in range(0, len(todo), _AIO_MAXIMUM)]
+            return [result for part in parts for result in self._together(part)]
 
-    def _together(self, descriptors: Sequence[int], directories: bool) -> list[OSError | None]:
-        count = len(descriptors)
-        code = _IOCB_CMD_FSYNC if directories else _IOCB_CMD_FDSYNC
+    def _together(self, todo: Sequence[tuple[int, int]]) -> list[OSError | None]:
+        count = len(todo)
         blocks = (_IOCB * count)()
         pointers = (ctypes.POINTER(_IOCB) * count)()
-        for number, descriptor in enumerate(descriptors):
+        for number, (code, descriptor) in enumerate(todo):
             block = blocks[number]
             block.aio_data, block.aio_lio_opcode, block.aio_fildes = number, code, descriptor
             pointers[number] = ctypes.pointer(block)
@@ -143,12 +145,15 @@ class ParallelSync:
             )
             if more < 0 and ctypes.get_errno() != errno.EINTR:
                 self.close()  # which waits for what is under way; from now on one after the other
-                return sync_each(descriptors, directories=directories)
+                return _one_by_one(todo)
             got += max(more, 0)
-        results = [None] * submitted + sync_each(
-            descriptors[submitted:], directories=directories
-        )  # what the kernel had no room for
+        results = [None] * submitted + _one_by_one(todo[submitted:])  # what the kernel had no room for
         for event in events[:got]:
             if event.res:
                 results[event.data] = OSError(-event.res, os.strerror(-event.res))
         return results
+
+
+def _one_by_one(todo: Sequence[tuple[int, int]]) -> list[OSError | None]:
+    files = [descriptor for code, descriptor in todo if code == _IOCB_CMD_FDSYNC]
+    return sync_each(files, [descriptor for code, descriptor in todo if code == _IOCB_CMD_FSYNC])

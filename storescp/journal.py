@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from storescp.journal_file import (
@@ -38,30 +38,38 @@ SIZE = 64 * 1024 * 1024
 
 
 class Beginning(NamedTuple):
-    """A file is about to be given *path*; *content* is its bytes, if they are not on the disk yet."""
+    """A file is about to be given *path*. *content* is its bytes; if it is synced itself, *checksum* is theirs."""
 
     path: str
     inode: int = 0
+    checksum: int = 0
     content: Pieces = ()
+
+
+class Unsettled(NamedTuple):
+    """What one of the files answers for: contents by path; of the files that are synced the paths and hidden names."""
+
+    contents: dict[str, Content]
+    synced: list[tuple[str, str | None]]
 
 
 class Journal:
     """The journal at *path* and beside it, made if missing. Raises OSError, as every method does.
 
     What :meth:`begin` writes is on the disk when it returns, if there is a *sync*. ``settle`` is called with what is
-    about to be forgotten: when it returns, the files at these paths are on the disk, and so is the index. ``events``
+    about to be forgotten: when it returns, the files and their names are on the disk, and so is the index. ``events``
     is what the last process left, ``found`` the paths among it, settled or not; :meth:`reset` has to follow. All
     but :meth:`end` and :meth:`settle_old` must be called by one thread at a time.
     """
 
     def __init__(self, path: str, sync: Sync | None, size: int = SIZE) -> None:
-        self.settle: Callable[[Mapping[str, Content]], None] = lambda contents: None
+        self.settle: Callable[[Unsettled], None] = lambda unsettled: None
         self.paths = (path, path + ".2")
         # The older of the two first.
         found = sorted(map(read, self.paths), key=lambda events: events[-1].stamp if events else 0)
         self.events = [event for events in found for event in events]
-        # How often a path was begun and not ended, and the inode of the last one that is synced.
-        self._open: dict[str, tuple[int, int]] = {}
+        # How often a path was begun and not ended, and inode and checksum of the last one that is synced.
+        self._open: dict[str, tuple[int, int, int]] = {}
         for event in self.events:
             self._count(event)
         begun = (event.path for event in self.events if event.kind in (BEGUN, CONTENT))
@@ -75,8 +83,8 @@ class Journal:
         self._is_reset = False
         self._is_usable = False
         self._is_used = False
-        self._contents: dict[str, Content] = {}
-        self._old: dict[str, Content] | None = None  # what the other file still answers for
+        self._unsettled = Unsettled({}, [])
+        self._old: Unsettled | None = None  # of the other file
         self._settling = threading.Lock()
 
     @property
@@ -85,34 +93,45 @@ class Journal:
         self._take_ends()
         return list(self._open)
 
-    def begin(self, beginnings: Iterable[Beginning], descriptors: Sequence[int] = ()) -> list[OSError | None]:
-        """These files are about to get their names; those of *descriptors* are synced at the same time.
+    def begin(
+        self,
+        beginnings: Iterable[Beginning],
+        files: Sequence[int] = (),
+        directories: Sequence[int] = (),
+    ) -> list[OSError | None]:
+        """These files are about to get their names; *files* and *directories*, descriptors, are synced meanwhile.
 
-        Returns what became of the latter. When it raises nothing was begun.
+        Returns what became of these. When it raises nothing was begun.
         """
         self._take_ends()
         beginnings = list(beginnings)
         sizes = [sum(map(len, begun.content)) for begun in beginnings]
         lines = b"".join(
-            line(CONTENT, begun.path, size) if size else line(BEGUN, begun.path, begun.inode)
+            line(CONTENT, begun.path, size) if size else line(BEGUN, begun.path, begun.inode, begun.checksum)
             for begun, size in zip(beginnings, sizes, strict=True)
         )
         ended = b"".join(self._lines)
         if not self._is_usable or self._file.position + len(ended) + len(lines) + sum(sizes) > self._size:
             self._switch()
             ended = b""
-        offset, failures = self._append(ended + lines, [begun.content for begun in beginnings], descriptors)
+        offset, failures = self._append(
+            ended + lines, [begun.content for begun in beginnings], files, directories
+        )
         for begun, size in zip(beginnings, sizes, strict=True):
-            count, inode = self._open.get(begun.path, (0, 0))
+            count = self._open.get(begun.path, (0, 0, 0))[0] + 1
             # Of a file that is not on the disk yet the inode must not be taken for that of one that is.
-            self._open[begun.path] = count + 1, inode if size else begun.inode or inode
+            self._open[begun.path] = (count, 0, 0) if size else (count, begun.inode, begun.checksum)
             if size:
-                self._contents[begun.path] = Content(self._file.path, offset, size, begun.inode)
+                self._unsettled.contents[begun.path] = Content(self._file.path, offset, size, begun.inode)
                 offset += size
         return failures
 
+    def keep(self, path: str, hidden: str | None) -> None:
+        """A synced file that was begun last has got its name; the *hidden* one is needed until that is on the disk."""
+        self._unsettled.synced.append((path, hidden))
+
     def void(self, paths: Iterable[str]) -> None:
-        """The last contents of *paths* did not become files."""
+        """What was begun last with these *paths* did not become files."""
         self._append(b"".join(line(VOID, path) for path in paths))
 
     def end(self, path: str) -> None:
@@ -163,20 +182,24 @@ class Journal:
     def _switch(self) -> None:
         self.settle_old()
         self._take_ends()
-        lines = (line(BEGUN, path, inode) * count for path, (count, inode) in self._open.items())
+        lines = (line(BEGUN, path, *which) * count for path, (count, *which) in self._open.items())
         self._other.restart(b"".join(lines))
         self._lines.clear()
         self._file, self._other = self._other, self._file
-        self._old, self._contents = self._contents, {}
+        self._old, self._unsettled = self._unsettled, Unsettled({}, [])
         self._is_usable, self._is_used = True, False
 
     def _append(
-        self, lines: bytes, contents: Iterable[Pieces] = (), descriptors: Sequence[int] = ()
+        self,
+        lines: bytes,
+        contents: Iterable[Pieces] = (),
+        files: Sequence[int] = (),
+        directories: Sequence[int] = (),
     ) -> tuple[int, list[OSError | None]]:
         self._is_used = True
         self._lines.clear()
         try:
-            return self._file.append(lines, contents, descriptors)
+            return self._file.append(lines, contents, files, directories)
         except OSError:
             self._is_usable = False  # nobody knows what is in it now
             raise
@@ -188,12 +211,12 @@ class Journal:
             self._count(event)
 
     def _count(self, event: Event) -> None:
-        count, inode = self._open.get(event.path, (0, 0))
+        count, *which = self._open.get(event.path, (0, 0, 0))
         if event.kind in (BEGUN, CONTENT):
-            self._open[event.path] = count + 1, event.inode or inode
+            self._open[event.path] = count + 1, event.inode, event.checksum
         elif event.kind == ANEW:
             self._open.clear()
         elif event.kind == SETTLED:
             self._open.pop(event.path, None)
             if count > 1:
-                self._open[event.path] = count - 1, inode
+                self._open[event.path] = count - 1, which[0], which[1]

@@ -35,8 +35,8 @@ _PIECE = 1024 * 1024
 
 Pieces = Sequence[bytes | memoryview]
 
-#: Syncs the files of these descriptors; what became of each.
-Sync = Callable[[Sequence[int]], list[OSError | None]]
+#: Syncs the files and the directories of these descriptors; what became of each.
+Sync = Callable[[Sequence[int], Sequence[int]], list[OSError | None]]
 
 
 class Content(NamedTuple):
@@ -51,7 +51,8 @@ class Content(NamedTuple):
 class Event(NamedTuple):
     """A line of *file*. ``stamp``, the machine's monotonic time in nanoseconds, is the order of all journals' events.
 
-    ``kind`` is one of the following; ``inode`` (0: not known) belongs to BEGUN, ``content`` to CONTENT.
+    ``kind`` is one of the following; ``inode`` (0: not known) and ``checksum`` (of all bytes) belong to BEGUN,
+    ``content`` to CONTENT.
     """
 
     file: str
@@ -59,19 +60,20 @@ class Event(NamedTuple):
     kind: str
     path: str
     inode: int = 0
+    checksum: int = 0
     content: Content | None = None
 
 
 BEGUN = "+"  #: a file is about to get this path,
 CONTENT = "*"  #: or one whose bytes are in the journal
-VOID = "!"  #: the last CONTENT of this path did not become a file
+VOID = "!"  #: the last of these with this path did not become a file
 SETTLED = "-"  #: one beginning of the path is done with
 ANEW = "="  #: without a path: of all before nothing is open but what is begun in the same frame
 
 
-def line(kind: str, path: str, number: int = 0) -> bytes:
+def line(kind: str, path: str, number: int = 0, checksum: int = 0) -> bytes:
     """A line; *number* is an inode, or the size of a content."""
-    return f"{kind}{path}\t{number}\n".encode("utf-8", "surrogateescape")
+    return f"{kind}{path}\t{number}\t{checksum}\n".encode("utf-8", "surrogateescape")
 
 
 class JournalFile:
@@ -98,12 +100,16 @@ class JournalFile:
         self.append(line(ANEW, "") + lines)
 
     def append(
-        self, lines: bytes, contents: Iterable[Pieces] = (), others: Sequence[int] = ()
+        self,
+        lines: bytes,
+        contents: Iterable[Pieces] = (),
+        files: Sequence[int] = (),
+        directories: Sequence[int] = (),
     ) -> tuple[int, list[OSError | None]]:
-        """Write a frame, while the files of the descriptors *others* are synced, too.
+        """Write a frame, while *files* and *directories*, descriptors, are synced, too.
 
-        Returns the offset of the first of *contents*, and what became of *others*. After an error nothing is known
-        of the frame.
+        Returns the offset of the first of *contents*, and what became of *files* and *directories*. After an error
+        nothing is known of the frame.
         """
         pieces: list[bytes | memoryview] = [lines, *itertools.chain.from_iterable(contents)]
         size = sum(map(len, pieces))
@@ -122,7 +128,7 @@ class JournalFile:
         try:
             self._write(pieces)
             if self._sync is not None:
-                failed, *failures = self._sync([self._file, *others])
+                failed, *failures = self._sync([self._file, *files], directories)
                 if failed is not None:
                     raise failed
         except OSError:
@@ -171,12 +177,13 @@ def read(path: str) -> list[Event]:
             offset = position + _HEAD.size + len(lines)
             position = offset + size
             for text in lines.decode("utf-8", "surrogateescape").splitlines():
-                name, _, number = text[1:].partition("\t")
+                name, number, checksum = text[1:].rsplit("\t", 2)
                 if text[0] == CONTENT:
-                    events.append(Event(path, stamp, CONTENT, name, 0, Content(path, offset, int(number))))
+                    content = Content(path, offset, int(number))
+                    events.append(Event(path, stamp, CONTENT, name, content=content))
                     offset += int(number)
                 else:
-                    events.append(Event(path, stamp, text[0], name, int(number)))
+                    events.append(Event(path, stamp, text[0], name, int(number), int(checksum)))
     return events
 
 

@@ -71,8 +71,8 @@ class StorageDirectory:
     """The directory tree that instances are stored in.
 
     ``sync`` makes :meth:`UnnamedFile.sync` and :meth:`sync_directories` reach the disk. Opening it creates
-    it, proves that it can be written, and removes what a crash may have left: all, or that of one *worker* of
-    several, each of which has hidden names of its own. Raises OSError.
+    it, and proves that it can be written. What a crash may have left is there until :meth:`clean`; of several
+    processes each *worker* has hidden names of its own. Raises OSError.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, sync: bool, worker: int | None = None) -> None:
@@ -80,19 +80,16 @@ class StorageDirectory:
         self.sync = sync
         private = os.path.join(self.root, PRIVATE_DIRECTORY)
         self._hidden = os.path.join(private, "incoming", *([] if worker is None else [str(worker)]))
-        for folder, folders, names in os.walk(self._hidden, topdown=False):
-            for name in names:
-                os.unlink(os.path.join(folder, name))
-            for name in folders:
-                os.rmdir(os.path.join(folder, name))
         os.makedirs(self._hidden, exist_ok=True)
         if sync:
             for directory in (private, self.root, os.path.dirname(self.root)):
                 sync_path(directory)
         self.sync_together = ParallelSync()
+        self._own = f"{os.getpid()}-{os.urandom(4).hex()}"
         self._numbers = itertools.count()
         self._proc = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
         self._root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        self.hidden_descriptor = os.open(self._hidden, os.O_RDONLY | os.O_DIRECTORY)
         #: Of the file system that one call syncs.
         self._device = os.stat(self._root).st_dev if sync and can_sync_file_system(self.root) else -1
         self._durable: set[str] = set()
@@ -102,7 +99,24 @@ class StorageDirectory:
     def close(self) -> None:
         os.close(self._proc)
         os.close(self._root)
+        os.close(self.hidden_descriptor)
         self.sync_together.close()
+
+    def leftovers(self) -> dict[int, str]:
+        """The files that have a hidden name, by inode. Raises OSError."""
+        return {
+            os.lstat(name).st_ino: name
+            for folder, _, names in os.walk(self._hidden)
+            for name in (os.path.join(folder, name) for name in names)
+        }
+
+    def clean(self) -> None:
+        """Remove what is left in the place of hidden names: of all processes, or of this worker. Raises OSError."""
+        for folder, folders, names in os.walk(self._hidden, topdown=False):
+            for name in names:
+                os.unlink(os.path.join(folder, name))
+            for name in folders:
+                os.rmdir(os.path.join(folder, name))
 
     def create(self, *, is_safe: bool = False) -> UnnamedFile:
         """A new file without a name; its content *is_safe* elsewhere until it is flushed. Raises OSError."""
@@ -171,8 +185,9 @@ class StorageDirectory:
             sync_path(os.path.dirname(target))
 
     def forget(self, old: str) -> None:
-        """End :meth:`replace`."""
-        os.unlink(old)
+        """A hidden name is not needed any more."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(old)
 
     def remove(self, path: str) -> None:
         """Undo :meth:`name`, and take away the directories that this leaves empty, durably."""
@@ -252,7 +267,7 @@ class StorageDirectory:
             for directory in pending:
                 descriptors.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
                 stack.callback(os.close, descriptors[-1])
-            for failure in self.sync_together(descriptors, directories=True):
+            for failure in self.sync_together((), descriptors):
                 if failure is not None:
                     raise failure
         if len(self._durable) > 100_000:
@@ -260,7 +275,7 @@ class StorageDirectory:
         self._durable |= pending
 
     def _hidden_name(self) -> str:
-        return os.path.join(self._hidden, f"{os.getpid()}-{next(self._numbers)}")
+        return os.path.join(self._hidden, f"{self._own}-{next(self._numbers)}")
 
     def _link(self, file: UnnamedFile, target: str) -> None:
         if file.name is None:
@@ -307,6 +322,11 @@ class UnnamedFile:
                 raise OSError(errno.EIO, "nothing could be written")
             self.size += written
             rest = rest[written:]
+
+    def give_up_name(self) -> str | None:
+        """The hidden name stays when the file is closed."""
+        name, self.name = self.name, None
+        return name
 
     def sync(self) -> None:
         """Wait until the content is on the disk. Raises OSError."""

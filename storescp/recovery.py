@@ -73,6 +73,6 @@ def recover(
         index.add(missing)
         if directory.sync:
             index.make_durable()  # the journal forgets them
-    directory.flush([event.path for event in journal.events if event.content is not None])
+    directory.flush([event.path for event in journal.events if event.content is not None or event.inode])
     journal.reset()
     return Recovered(len(journal.found), [instance.path for instance in missing], without_file, unreadable)

@@ -1,41 +1,50 @@
-"""Files whose bytes are in the journal, and what a power cut has left of them. Blocking; no Twisted.
+"""Files that only the journal has on the disk, and what a power cut has left of them. Blocking; no Twisted.
 
-What belongs here: the decision whether a file is what was stored there last, and putting it back where it is not.
+What belongs here: the decision whether a file is what was stored there last, and putting it back where it is not: of
+a small one the journal has the bytes, of a large one the inode, which has a hidden name yet.
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 
-from storescp.journal_file import BEGUN, VOID, Content, Event
-from storescp.part10 import StorageDirectory
+from storescp.journal_file import VOID, Content, Event
+from storescp.part10 import StorageDirectory, UnnamedFile
 from storescp.stored_file import NotAnInstance, open_file
 
 _PIECE = 1024 * 1024
 
 
 def restore(directory: StorageDirectory, events: Iterable[Event]) -> list[str]:
-    """Put back what *events*, of all journals of *directory*, have the content of; returns the paths that needed it.
+    """Put back what *events*, of all journals of *directory*, know the bytes of; returns the paths that needed it.
 
     That a file is missing may as well be somebody else's doing: it comes back all the same. Raises OSError.
     """
-    contents: dict[str, list[tuple[Content, set[int]]]] = {}
+    stored: dict[str, list[Event]] = {}
     for event in sorted(events, key=lambda event: event.stamp):
-        stored = contents.setdefault(event.path, [])
-        if event.content is not None:
-            stored.append((event.content, set()))
-        elif event.kind == VOID and stored:
-            stored.pop()
-        elif event.kind == BEGUN and event.inode and stored:
-            stored[-1][1].add(event.inode)  # it was on the disk before it could take the place
-    lost = {
-        path: stored[-1][0]
-        for path, stored in contents.items()
-        if stored and not _is_there(directory.path_of(path), *stored[-1])
-    }
-    rewrite(directory, lost)
-    return list(lost)
+        if event.content is not None or event.inode:
+            stored.setdefault(event.path, []).append(event)
+        elif event.kind == VOID and stored.get(event.path):
+            stored[event.path].pop()
+    hidden = directory.leftovers()
+    restored = []
+    for path, of_path in stored.items():
+        if not of_path or _is_there(directory, of_path[-1]):
+            continue
+        # One with a sync of its own does not count if the power was cut in the middle of that: nobody was told then.
+        while of_path and of_path[-1].content is None and not _is_whole(hidden, of_path[-1]):
+            of_path.pop()
+        if not of_path or _is_there(directory, of_path[-1]):
+            continue
+        restored.append(path)
+        if (content := of_path[-1].content) is not None:
+            rewrite(directory, {path: content})
+        else:
+            _put(directory, UnnamedFile(-1, hidden[of_path[-1].inode]), path)
+    directory.sync_directories(restored)
+    return restored
 
 
 def rewrite(directory: StorageDirectory, contents: Mapping[str, Content]) -> None:
@@ -46,29 +55,44 @@ def rewrite(directory: StorageDirectory, contents: Mapping[str, Content]) -> Non
             for piece in _pieces(content):
                 file.write([piece])
             file.sync()
-            try:
-                directory.name(file, path)
-            except FileExistsError:
-                directory.forget(directory.replace(file, path))
+            _put(directory, file, path)
         finally:
             file.close()
     directory.sync_directories(contents)
 
 
-def _is_there(path: str, content: Content, later: set[int]) -> bool:
-    """Whether the file at *path* has these bytes, or is one of those that came *later* with a sync of its own."""
+def _put(directory: StorageDirectory, file: UnnamedFile, path: str) -> None:
     try:
-        with open_file(path) as file:
-            status = os.fstat(file.fileno())
-            if status.st_ino in later:
-                return True
-            return status.st_size == content.size and all(
+        directory.name(file, path)
+    except FileExistsError:
+        directory.forget(directory.replace(file, path))
+
+
+def _is_there(directory: StorageDirectory, event: Event) -> bool:
+    """Whether the file that *event* was about has its name, and all its bytes."""
+    content = event.content
+    if content is None:  # the name was given when the bytes were on the disk
+        return directory.inode_of(event.path) == event.inode
+    try:
+        with open_file(directory.path_of(event.path)) as file:
+            return os.fstat(file.fileno()).st_size == content.size and all(
                 file.read(len(piece)) == piece for piece in _pieces(content)
             )
     except FileNotFoundError:
         return False
     except NotAnInstance:  # no regular file: somebody else's, and more than we would take away
         return True
+
+
+def _is_whole(hidden: Mapping[int, str], event: Event) -> bool:
+    """Whether the file that *event* was about has its hidden name yet, and all its bytes."""
+    if event.inode not in hidden:
+        return False
+    checksum = 0
+    with open(hidden[event.inode], "rb") as file:
+        while piece := file.read(_PIECE):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum == event.checksum
 
 
 def _pieces(content: Content) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import time
+import zlib
 from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred
@@ -221,6 +222,7 @@ class IncomingInstance:
         "_running",
         "_size",
         "_store",
+        "checksum",
         "chunk",
         "chunk_held",
         "content",
@@ -258,6 +260,7 @@ class IncomingInstance:
         self.chunk: list[bytes | memoryview] = []
         self.chunk_held = 0
         self.content: Sequence[bytes | memoryview] = ()
+        self.checksum = 0
         self.final = False
         self.error: Exception | None = None
         self.file: UnnamedFile | None = None
@@ -371,6 +374,9 @@ class IncomingInstance:
                 self.content = chunk
         if chunk:
             self.file.write(chunk)
+            if self._store.directory.sync and not self.content:
+                for piece in chunk:
+                    self.checksum = zlib.crc32(piece, self.checksum)
         if self.digest is not None:
             for piece in chunk:
                 self.digest.update(piece)

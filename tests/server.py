@@ -205,7 +205,8 @@ class Server:
         for path in sorted(self.storage.rglob("*")):
             name = path.relative_to(self.storage)
             if name.parts[0] == ".storescp":
-                if "incoming" in name.parts[1:-1] and not path.is_dir():
+                # With another name it is finished: this one goes when that is on the disk.
+                if "incoming" in name.parts[1:-1] and not path.is_dir() and path.stat().st_nlink == 1:
                     found.append(str(name))
             elif path.is_dir():
                 if not any(path.iterdir()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 
@@ -14,10 +13,10 @@ from tests.faults.load import FaultServer
 from tests.raw_scu import RawSCU, instance, store
 from tests.server import Server, run, run_twistd, temporary_directory
 
-_CALLS = "trace=pwrite64,pwritev2,pwritev,fdatasync,fsync,io_submit,io_getevents,link,linkat,sendto"
-_FINISHED = re.compile(r"(\d+) +(\w+)\((.*)\) += \d+$")
+_CALLS = "trace=openat,pwrite64,pwritev2,pwritev,fdatasync,fsync,io_submit,io_getevents,link,linkat,sendto"
+_FINISHED = re.compile(r"(\d+) +(\w+)\((.*)\) += \d+(?:<[^>]*>)?$")
 _UNFINISHED = re.compile(r"(\d+) +(\w+)\((.*) <unfinished \.\.\.>$")
-_RESUMED = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>(.*)\) += \d+$")
+_RESUMED = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>(.*)\) += \d+(?:<[^>]*>)?$")
 
 
 class _Disk:
@@ -28,6 +27,7 @@ class _Disk:
         self.answers = 0
         self.are_safe = 0
         self.small = 0  # of which the journal has the content
+        self.large = 0  # of which it has but the name
         self._content: set[str] = set()  # hidden names of files whose content is synced
         self._written: dict[str, set[str]] = {"+": set(), "*": set()}  # paths that the journal was told of,
         self._journal: dict[str, set[str]] = {
@@ -35,7 +35,7 @@ class _Disk:
             "*": set(),
         }  # and those that a power cut leaves in it
         self._named: list[str] = []  # paths without their row
-        self._directories: dict[str, set[str]] = {}  # the names in each that a power cut would take
+        self._hidden: set[str] = set()  # hidden names that a power cut would take
         self._submitted: dict[str, dict[str, set[str]]] = {}  # by thread: what is being synced
 
     def begins(self, thread: str, call: str, arguments: str) -> None:
@@ -47,7 +47,9 @@ class _Disk:
         elif call in ("fsync", "fdatasync", "io_submit"):
             files = re.findall(r"aio_fildes=\d+<([^>]*)>", arguments) if call == "io_submit" else [where]
             # What comes later than the beginning may not be included.
-            self._submitted[thread] = {file: set(self._directories.get(file, ())) for file in files}
+            self._submitted[thread] = {
+                file: set(self._hidden) if file.endswith("/incoming") else set() for file in files
+            }
             self._submitted[thread].update(
                 (kind, set(paths)) for kind, paths in self._written.items() if any(map(_is_journal, files))
             )
@@ -55,8 +57,6 @@ class _Disk:
             for kind, paths in self._written.items():
                 paths.update(re.findall(rf"\{kind}([0-9./]+dcm)\\t", arguments))
         elif where.endswith("index.db-wal"):
-            # What is written to the index now is about names that are durable already.
-            self.case.assertFalse(any(self._directories.values()), "a row came before its name was durable")
             self.are_safe += len(self._named)
             self._named.clear()
 
@@ -66,9 +66,11 @@ class _Disk:
             for where, durable in self._submitted.pop(thread).items():
                 if where in self._journal:
                     self._journal[where] |= durable
-                elif where in self._directories:
-                    self._directories[where] -= durable
+                elif where.endswith("/incoming"):
+                    self._hidden -= durable
                 self._content.add(where)
+        elif call == "openat" and "O_CREAT" in arguments and "/incoming/" in arguments:
+            self._hidden.update(re.findall(r'"([^"]*)"', arguments))
         elif call in ("link", "linkat"):
             *_, hidden, target = re.findall(r'"([^"]*)"', arguments)
             path = target.partition("/received/")[2]
@@ -77,8 +79,9 @@ class _Disk:
                 self.small += 1  # content and name
                 return
             self.case.assertIn(hidden, self._content, "a name was given before the content was durable")
+            self.case.assertNotIn(hidden, self._hidden, "a name was given before the hidden one was durable")
             self.case.assertIn(path, self._journal["+"], "a name was given before the journal was durable")
-            self._directories.setdefault(os.path.dirname(target), set()).add(target)
+            self.large += 1
 
 
 def _is_journal(where: str) -> bool:
@@ -138,16 +141,16 @@ class OrderTests(SynchronousTestCase):
         return disk
 
     def test_one_sender(self) -> None:
-        """Journal and content, then the name, then its directory where the journal has but the name, then the row,
-        then the answer: for each instance.
+        """The journal, and where that has but the name the content with its hidden name; then the name, the row, the
+        answer: for each instance.
         """
         disk = self.trace(1, 5)
-        self.assertEqual((disk.answers, disk.are_safe, disk.small), (5, 5, 3))
+        self.assertEqual((disk.answers, disk.are_safe, disk.small, disk.large), (5, 5, 3, 2))
 
     def test_many_senders(self) -> None:
         """However instances share the syncs, none is answered before its own."""
         disk = self.trace(6, 6)
-        self.assertEqual((disk.answers, disk.are_safe, disk.small), (36, 36, 24))
+        self.assertEqual((disk.answers, disk.are_safe, disk.small, disk.large), (36, 36, 24, 12))
 
 
 class OperatorTests(SynchronousTestCase):

@@ -34,7 +34,7 @@ class ParallelSyncTests(SynchronousTestCase):
         for count in (1, 2, 64, 65, 150):
             self.assertEqual(self.sync(self.descriptors[:count]), [None] * count)
         directories = [os.open(name, os.O_RDONLY) for name in ("/tmp", ".")]
-        self.assertEqual(self.sync(directories, directories=True), [None, None])
+        self.assertEqual(self.sync((), directories), [None, None])
         for descriptor in directories:
             os.close(descriptor)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
-from collections.abc import Mapping
 from unittest import mock
 
 from hypothesis import given
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.flushing import sync_each
-from storescp.journal import SIZE, Beginning, Journal
+from storescp.journal import SIZE, Beginning, Journal, Unsettled
 from storescp.journal_file import Content, Pieces
 from tests.test_part10 import failing
 
@@ -43,7 +42,7 @@ class JournalTestCase(SynchronousTestCase):
 def begin(journal: Journal, *paths: str, **contents: Pieces) -> None:
     """Begin *paths* without content, and the keys of *contents*."""
     journal.begin(
-        [*map(Beginning, paths), *(Beginning(path, 7, content) for path, content in contents.items())]
+        [*map(Beginning, paths), *(Beginning(path, 7, 0, content) for path, content in contents.items())]
     )
 
 
@@ -165,8 +164,8 @@ class ContentTests(JournalTestCase):
         journal.settle = self.settle
         return journal
 
-    def settle(self, contents: Mapping[str, Content]) -> None:
-        self.settled.append({path: content(found) for path, found in contents.items()})
+    def settle(self, unsettled: Unsettled) -> None:
+        self.settled.append({path: content(found) for path, found in unsettled.contents.items()})
 
     def test_found(self) -> None:
         """The bytes are found, of all pieces."""
@@ -209,7 +208,7 @@ class ContentTests(JournalTestCase):
     def test_cannot_be_settled(self) -> None:
         """As long as what a file has cannot be settled it is kept, and what would overwrite it fails."""
         journal = self.open(size=1000)
-        journal.settle = failing(lambda contents: None, errno.EIO)  # type: ignore[assignment]
+        journal.settle = failing(lambda unsettled: None, errno.EIO)  # type: ignore[assignment]
         begin(journal, a=[bytes(900)])
         begin(journal, b=[bytes(900)])
         for _ in range(2):

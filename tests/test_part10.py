@@ -217,11 +217,15 @@ class StorageDirectoryTests(DirectoryTestCase):
         self.assertEqual(self.files(), {})
 
     def test_leftovers(self) -> None:
-        """What a crash has left among the hidden names is removed at start, and nothing else."""
+        """What a crash has left among the hidden names can be found, and removed, and nothing else."""
         self.store("a.dcm", b"a")
         (self.root / PRIVATE_DIRECTORY / "incoming" / "77-1").write_bytes(b"half")
         (self.root / PRIVATE_DIRECTORY / "index.db").write_bytes(b"index")
-        StorageDirectory(self.root, sync=False).close()
+        directory = StorageDirectory(self.root, sync=False)
+        self.addCleanup(directory.close)
+        self.assertEqual([os.path.basename(name) for name in directory.leftovers().values()], ["77-1"])
+        directory.clean()
+        self.assertEqual(directory.leftovers(), {})
         self.assertEqual(self.files(), {"a.dcm": b"a", f"{PRIVATE_DIRECTORY}/index.db": b"index"})
 
     def test_cannot_be_written(self) -> None:

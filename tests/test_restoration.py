@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 
 from storescp.journal import Beginning, Journal
 from storescp.part10 import PRIVATE_DIRECTORY
@@ -27,7 +28,7 @@ class RestorationTests(DirectoryTestCase):
         return journal
 
     def begin(self, path: str, content: bytes, *, journal: int = 0) -> None:
-        self.journals[journal].begin([Beginning(path, 0, [content])])
+        self.journals[journal].begin([Beginning(path, content=[content])])
 
     def put(self, path: str, content: bytes) -> int:
         """A file that is on the disk; its inode."""
@@ -85,21 +86,69 @@ class RestorationTests(DirectoryTestCase):
         self.assertEqual(self.restore(), ["1"])
         self.assertEqual((self.content("1"), (self.root / "2").exists()), (b"first", False))
 
-    def test_replaced_by_a_large_one(self) -> None:
-        """A later file with a sync of its own stays; had it not got the name, the earlier one is put back."""
-        self.begin("1", b"small")
-        inode = self.put("1", b"large and synced")
-        self.journals[1].begin([Beginning("1", inode)])
+    def hide(self, name: str, content: bytes) -> Beginning:
+        """A synced file under a hidden name, that is about to become "1"."""
+        path = self.root / PRIVATE_DIRECTORY / "incoming" / name
+        path.write_bytes(content)
+        return Beginning("1", path.stat().st_ino, zlib.crc32(content))
+
+    def test_large(self) -> None:
+        """A file with a sync of its own gets the name that it was about to get, or had got, from its hidden one."""
+        beginning = self.hide("7-1", b"large")
+        self.journals[1].begin([beginning])
+        for left in (None, b"another"):
+            if left is not None:
+                self.put("1", left)
+            self.assertEqual(self.restore(), ["1"])
+            self.assertEqual((self.root / "1").stat().st_ino, beginning.inode)
         self.assertEqual(self.restore(), [])
-        os.link(self.root / "1", self.root / "elsewhere")  # or its inode would be the next one's
+        self.directory.clean()
+        self.assertEqual(self.content("1"), b"large")
+
+    def test_large_one_replaces(self) -> None:
+        """The last one counts, and is there as soon as it has its name, with or without a hidden one."""
+        self.begin("1", b"small")
+        beginning = self.hide("7-1", b"large")
+        self.journals[1].begin([beginning])
+        self.put("1", b"small")
+        self.assertEqual(self.restore(), ["1"])
+        self.assertEqual(self.content("1"), b"large")
+        self.directory.clean()
+        self.assertEqual(self.restore(), [])
+
+    def test_large_one_not_whole(self) -> None:
+        """If the power was cut while it was synced, what was there before counts, and is put back if need be."""
+        self.begin("1", b"small")
+        for content, name in ((b"larg\0", "incoming/7-1"), (b"large", "elsewhere")):
+            beginning = self.hide("7-1", b"large")
+            hidden = self.root / PRIVATE_DIRECTORY / "incoming" / "7-1"
+            hidden.write_bytes(content)
+            hidden.rename(self.root / PRIVATE_DIRECTORY / name)
+            self.journals[1].begin([beginning])
+            self.put("1", b"")
+            self.assertEqual(self.restore(), ["1"])
+            self.assertEqual(self.content("1"), b"small")
+            self.assertEqual(self.restore(), [])
+
+    def test_small_one_replaces(self) -> None:
+        """A small one that came after a large one counts, also when both are open and the journal has a new file."""
+        self.journals[0].begin([self.hide("7-1", b"large")])
+        self.begin("1", b"small")
+        self.journals[0].rotate()
         self.put("1", b"")
         self.assertEqual(self.restore(), ["1"])
         self.assertEqual(self.content("1"), b"small")
 
+    def test_large_void(self) -> None:
+        """A large one that did not become a file is not put there."""
+        self.journals[0].begin([self.hide("7-1", b"large")])
+        self.journals[0].void(["1"])
+        self.assertEqual((self.restore(), (self.root / "1").exists()), ([], False))
+
     def test_still_open(self) -> None:
         """That a file is begun and not ended yet, as the next file of the journal repeats, makes it no safer."""
         inode = self.put("1", b"")
-        self.journals[0].begin([Beginning("1", inode, [b"content"])])
+        self.journals[0].begin([Beginning("1", inode, 0, [b"content"])])
         self.journals[0].rotate()
         self.assertEqual(self.restore(), ["1"])
         self.assertEqual(self.content("1"), b"content")
@@ -110,7 +159,7 @@ class RestorationTests(DirectoryTestCase):
         os.mkfifo(self.root / "1")
         self.assertEqual(self.restore(), [])
 
-    def test_large(self) -> None:
+    def test_large_content(self) -> None:
         """A content may have more bytes than are read at once."""
         content = os.urandom(3_000_001)
         self.begin("1", content)

@@ -125,6 +125,7 @@ class StoreTestCase(DirectoryTestCase):
     def check(self) -> None:
         """However an instance ends: nothing is held, under way or open."""
         self.work()
+        self.instances._checkpoint()
         self.assertEqual(self.flow.now, 0)
         self.assertLessEqual(
             set(os.listdir("/proc/self/fd")), self.descriptors
@@ -477,6 +478,7 @@ class FaultTests(StoreTestCase):
             for start in range(0, len(data), BATCH_BYTES):
                 incoming.write(memoryview(data)[start : start + BATCH_BYTES])
                 self.work()
+        self.instances._checkpoint()
         self.assertEqual(self.flow.now, 0)
         self.assertLess(self.flow.most, 2 * BATCH_BYTES)
         outcome = self.successResultOf(incoming.finish())

@@ -390,7 +390,8 @@ def empty_directories(storage: pathlib.Path) -> list[str]:
 def check_hidden(storage: pathlib.Path) -> None:
     """Nothing is left of what was not finished. Raises Violation."""
     hidden = storage / ".storescp" / "incoming"
-    if litter := [str(path) for path in hidden.rglob("*") if not path.is_dir()]:
+    # What has its other name, too, is finished: the hidden one goes when that is on the disk.
+    if litter := [str(path) for path in hidden.rglob("*") if not path.is_dir() and path.stat().st_nlink == 1]:
         raise Violation(f"left in .storescp/incoming: {litter}")
 
 
