@@ -120,7 +120,7 @@ class UserInformation:
         if self.implementation_class_uid:
             body += _item(0x52, self.implementation_class_uid.encode("ascii"))
         if self.implementation_version_name:
-            body += _item(0x55, self.implementation_version_name.encode("ascii"))
+            body += _item(0x55, self.implementation_version_name.encode("latin-1"))
         return _item(0x50, body + b"".join(_item(kind, value) for kind, value in self.other))
 
 
@@ -466,7 +466,9 @@ def _decode_user_information(value: bytes) -> UserInformation:
         elif item == 0x52:
             class_uid = _text(content)
         elif item == 0x55:
-            version_name = content.decode("ascii", "replace").strip("\0 ")
+            version_name = content.decode("latin-1").strip(
+                "\0 "
+            )  # it should be ASCII, but nothing hangs on it
         else:
             other.append((item, content))
     return UserInformation(maximum_length, class_uid, version_name, tuple(other))

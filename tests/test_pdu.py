@@ -200,7 +200,7 @@ class CodecTests(SynchronousTestCase):
                 "CALLED",
                 "CALLING",
                 (PresentationContext(1, "1.2", ("1.3",)),),
-                UserInformation(0, "1.4", "V\N{REPLACEMENT CHARACTER}"),
+                UserInformation(0, "1.4", "V\xe9"),
             ),
         )
 
