@@ -25,7 +25,7 @@ from storescp.config import Config
 from storescp.logs import line_observer
 from storescp.reader import Reader
 from storescp.receiver import Receiver
-from storescp.shared import SharedCounts, SharedOccupancy
+from storescp.shared import Departures, SharedCounts, SharedOccupancy
 
 #: Messages that are taken in one turn.
 MESSAGES = 64
@@ -44,8 +44,13 @@ class Child:
         self._reactor = reactor
         self._channel = channel
         self._slot = counts.slots[number]
+        self._departures = Departures(self._slot)
         self._receiver = Receiver(
-            config, reactor, self._slot.statistics, SharedOccupancy(counts, number, config.max_assoc)
+            config,
+            reactor,
+            self._slot.statistics,
+            SharedOccupancy(counts, number, config.max_assoc),
+            self._departures,
         )
         self._receiver.start(number)
         self._reader = Reader(reactor, channel, self.read)
@@ -74,7 +79,11 @@ class Child:
         match message.kind:
             case Kind.CONNECTION:
                 self._slot.taken += 1
-                self._serve(message.descriptor)
+                number, _, host = message.text.partition(" ")
+                if number:
+                    self._departures.expect(host, int(number))
+                if not self._serve(message.descriptor):
+                    self._departures.leave(host)
             case Kind.DROP:
                 self._slot.dropped += 1
                 self._receiver.factory.drop_oldest()
@@ -83,10 +92,11 @@ class Child:
             case Kind.HURRY:
                 self._receiver.hurry()
 
-    def _serve(self, descriptor: int) -> None:
+    def _serve(self, descriptor: int) -> bool:
+        """Whether the connection is there."""
         if descriptor < 0:
             self.log.error("a connection was lost: too many open files")
-            return
+            return False
         try:
             os.set_blocking(descriptor, False)
             with socket.socket(fileno=descriptor) as connection:
@@ -95,6 +105,8 @@ class Child:
                 )
         except OSError as error:  # a peer that has gone already has no name any more
             self.log.debug("a connection ended before it began: {error}", error=error)
+            return False
+        return True
 
     def _stop(self) -> None:
         if not self._stopping:

@@ -11,7 +11,6 @@ import socket
 import termios
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
@@ -32,7 +31,8 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from storescp.interfaces import IAssociation, IAssociationUser
-from storescp.logs import info_emitter
+from storescp.limits import Admission, InFlight, Limits
+from storescp.logs import Repeated, info_emitter
 from storescp.negotiation import (
     LOCAL_LIMIT_EXCEEDED,
     REJECT_REASONS,
@@ -59,24 +59,14 @@ READ_SIZE = 256 * 1024
 HIGH_WATER = 4 * 1024 * 1024
 LOW_WATER = 1024 * 1024
 
+#: Seconds that a peer has to take our answers, where no option says so.
+WRITE_TIMEOUT = 300.0
+
 #: Seconds that a peer has to take our last bytes and close, before the connection is cut.
 CLOSE_TIMEOUT = 10.0
 
 
 UserFactory: TypeAlias = "Callable[[AssociationProtocol], IAssociationUser]"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What connections may cost. Times in seconds, 0 for none.
-
-    ``max_pending`` bounds the connections without an association, before one or after.
-    """
-
-    max_assoc: int
-    max_pending: int
-    timeout: float
-    artim_timeout: float
 
 
 class IConnection(ITCPTransport, ISystemHandle, IPushProducer, IConsumer):
@@ -90,9 +80,11 @@ class AssociationProtocol(Protocol):
     log = Logger()
     transport: IConnection | None
 
-    def __init__(self, factory: AssociationFactory, address: str) -> None:
+    def __init__(self, factory: AssociationFactory, address: str, host: str = "") -> None:
         self.parent = factory
         self.address = address
+        self.host = host
+        """The peer's IP address; empty where there is none."""
         self.calling_ae_title = ""
         self.called_ae_title = ""
         self.contexts: dict[int, AcceptedContext] = {}
@@ -104,7 +96,14 @@ class AssociationProtocol(Protocol):
         self._idle: IDelayedCall | None = None
         self._closing: IDelayedCall | None = None
         self._unread: IDelayedCall | None = None  # since when the peer does not read what we send
+        self._progress: IDelayedCall | None = None
+        self._received = 0
+        # What is being judged for its progress: since when, what had been received then, for how long we have not read.
+        self._incomplete: object = None
+        self._judged_from, self._judged_received, self._not_read = 0.0, 0, 0.0
+        self._paused_at: float | None = None
         self._held = 0
+        self._in_flight = factory.in_flight
         self._waits_for_storage = False
         self._releasing = False
         self._connected = False
@@ -138,7 +137,9 @@ class AssociationProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self._last_heard = self._clock.seconds()
-        self.parent.statistics.bytes_received += len(data)
+        size = len(data)
+        self._received += size
+        self.parent.statistics.bytes_received += size
         upper_layer = self._upper_layer
         upper_layer.receive_data(data)
         more_to_come = True
@@ -167,16 +168,18 @@ class AssociationProtocol(Protocol):
         with self._sending:
             self._stop_sending_directly()
         self._end_association()
-        for timer in (self._artim, self._idle, self._closing, self._unread):
+        for timer in (self._artim, self._idle, self._progress, self._closing, self._unread):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._artim = self._idle = self._closing = self._unread = None
+        self._artim = self._idle = self._progress = self._closing = self._unread = None
         self.parent.closed(self)
 
     def pauseProducing(self) -> None:
         """The peer does not read our responses: no use in reading more requests, for ever or at all."""
         if self._unread is None:
-            self._unread = self._clock.callLater(self.parent.limits.timeout or 300, self._cut)
+            limits = self.parent.limits
+            delay = min(filter(None, (limits.timeout, limits.progress_timeout)), default=WRITE_TIMEOUT)
+            self._unread = self._clock.callLater(delay, self._not_taken)
             self._set_reading()
 
     def resumeProducing(self) -> None:
@@ -190,18 +193,28 @@ class AssociationProtocol(Protocol):
 
     # -- IFlow: the store's side --
 
-    def held(self, size: int) -> None:
+    def held(self, size: int) -> bool:
         self._held += size
-        if self._held > HIGH_WATER and not self._waits_for_storage:
+        in_flight = self._in_flight
+        in_flight.total += size
+        if (self._held > HIGH_WATER or in_flight.total > in_flight.limit) and not self._waits_for_storage:
             self._waits_for_storage = True
             self._set_reading()
+        return self._waits_for_storage
 
-    def released(self, size: int) -> None:
+    def released(self, size: int) -> bool:
         self._held -= size
-        if self._waits_for_storage and self._held <= LOW_WATER:
+        in_flight = self._in_flight
+        in_flight.total -= size
+        # Who has nothing held may always go on, whatever others have: so all of them advance, by a read each, and
+        # none waits for another.
+        if self._waits_for_storage and (
+            not self._held or (self._held <= LOW_WATER and in_flight.total <= in_flight.limit)
+        ):
             self._waits_for_storage = False
             self._last_heard = self._clock.seconds()  # the silence was ours
             self._set_reading()
+        return self._waits_for_storage
 
     # -- IAssociation: the user's side --
 
@@ -285,7 +298,9 @@ class AssociationProtocol(Protocol):
         if isinstance(answer, AAssociateRJ):
             self.parent.statistics.rejected += 1
             self._upper_layer.reject(answer)
-            self.log.warn(
+            self.parent.repeated.warn(
+                f"{answer} {self.host}",
+                self.log,
                 "association rejected: {calling!r} at {address} to {called!r}: {reason}",
                 **names,
                 reason=REJECT_REASONS[answer],
@@ -304,6 +319,7 @@ class AssociationProtocol(Protocol):
         self._began = self._clock.seconds()
         self.parent.associated(self)
         self._watch_idleness(self.parent.limits.timeout)
+        self._judge_progress_from_now()
         _info(
             self,
             "association accepted: {calling} at {address} to {called}, {accepted} of {proposed} contexts",
@@ -431,14 +447,65 @@ class AssociationProtocol(Protocol):
         else:
             self._watch_idleness(timeout - silence)
 
+    def _judge_progress_from_now(self) -> None:
+        """Begin a period in which a message that is not complete has to get on."""
+        period = self.parent.limits.progress_timeout
+        if period and self.parent.limits.min_rate:
+            now = self._judged_from = self._clock.seconds()
+            self._judged_received, self._not_read = self._received, 0.0
+            if self._paused_at is not None:
+                self._paused_at = now
+            self._incomplete = self._begun()
+            self._progress = self._clock.callLater(period, self._check_progress)
+
+    def _begun(self) -> object:
+        """Stands for what the peer has begun to send, and not ended; None when that is nothing."""
+        assert self._user is not None
+        incomplete = self._user.incomplete
+        return self._upper_layer if incomplete is None and self._upper_layer.is_inside_pdu else incomplete
+
+    def _check_progress(self) -> None:
+        """One timer, too. A message that stretches over a whole period must have brought enough for it."""
+        self._progress = None
+        if self._user is None:
+            return
+        limits = self.parent.limits
+        if self._incomplete is not None and self._begun() is self._incomplete:
+            now = self._clock.seconds()
+            not_read = self._not_read + (now - self._paused_at if self._paused_at is not None else 0.0)
+            read_for = now - self._judged_from - not_read
+            if read_for < limits.progress_timeout:  # the time in which we did not read is not the peer's
+                delay = max(limits.progress_timeout - read_for, 0.001)
+                self._progress = self._clock.callLater(delay, self._check_progress)
+                return
+            if self._received - self._judged_received < limits.min_rate * read_for:
+                self.parent.statistics.slow += 1
+                self._abort(0, 0, f"less than {limits.min_rate:g} bytes a second of what it had begun")
+                return
+        self._judge_progress_from_now()
+
     def _set_reading(self) -> None:
         if not self._connected or self._closing is not None:
             return
         assert self.transport is not None
         if self._waits_for_storage or self._unread is not None:
+            if self._paused_at is None:
+                self._paused_at = self._clock.seconds()
             self.transport.pauseProducing()
         else:
+            if self._paused_at is not None:
+                self._not_read += self._clock.seconds() - self._paused_at
+                self._paused_at = None
             self.transport.resumeProducing()
+
+    def _not_taken(self) -> None:
+        """The peer has had its time to read what we sent. What we would say now it would not read either."""
+        self._unread = None
+        if self._user is not None:
+            self.parent.statistics.slow += 1
+            self._log_abort("it does not take our answers", 0, 0)
+            self._end_association()
+        self._cut()
 
     def _close(self) -> None:
         if self._closing is None and self.transport is not None:
@@ -483,14 +550,21 @@ class AssociationFactory(Factory):
         clock: IReactorTime,
         statistics: Statistics,
         occupancy: Occupancy | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.policy = policy
         self.limits = limits
         self.user_factory = user_factory
         self.clock = clock
         self.statistics = statistics
+        self.admission = (
+            admission if admission is not None else Admission(limits.max_per_address, limits.max_rate)
+        )
+        self.in_flight = InFlight(limits.max_in_flight)
+        self.repeated = Repeated(clock)
         self.occupancy = occupancy if occupancy is not None else Occupancy(limits.max_assoc)
         self.associations: set[AssociationProtocol] = set()
+        self._admitted: set[AssociationProtocol] = set()
         self.pending: dict[AssociationProtocol, None] = {}  # in the order of their coming
         self._draining = False
         self._drained: Deferred[None] | None = None
@@ -498,7 +572,7 @@ class AssociationFactory(Factory):
     def buildProtocol(self, addr: IAddress | None) -> AssociationProtocol:
         host, port = getattr(addr, "host", None), getattr(addr, "port", None)
         address = f"{host}:{port}" if host is not None else "local socket"
-        return AssociationProtocol(self, address)
+        return AssociationProtocol(self, address, host or "")
 
     def answer(self, request: AAssociateRQ) -> AAssociateAC | AAssociateRJ:
         """The answer to an association request: the policy's, if there is room."""
@@ -509,7 +583,20 @@ class AssociationFactory(Factory):
 
     def opened(self, protocol: AssociationProtocol) -> None:
         self.statistics.connections += 1
-        self._wait(protocol)
+        refusal = self.admission.admit(protocol.host, self.clock.seconds())
+        if refusal:
+            self.statistics.refused += 1
+            self.repeated.warn(
+                f"refused {protocol.host}",
+                self.log,
+                "{address} refused: {why}",
+                address=protocol.address,
+                why=refusal,
+            )
+            protocol.abort(refusal)
+        else:
+            self._admitted.add(protocol)
+            self._wait(protocol)
 
     def associated(self, protocol: AssociationProtocol) -> None:
         self.statistics.associations += 1
@@ -525,6 +612,9 @@ class AssociationFactory(Factory):
 
     def closed(self, protocol: AssociationProtocol) -> None:
         self._forget(protocol)
+        if protocol in self._admitted:
+            self._admitted.remove(protocol)
+            self.admission.leave(protocol.host)
         self._check_drained()
 
     def drop_oldest(self) -> None:
@@ -533,6 +623,14 @@ class AssociationFactory(Factory):
             # Out of the count at once: many more may come before the transport has closed this one.
             oldest = next(iter(self.pending))
             self._forget(oldest)
+            self.statistics.dropped += 1
+            self.repeated.warn(
+                "dropped",
+                self.log,
+                "{address} dropped: more than {most} connections without an association",
+                address=oldest.address,
+                most=self.limits.max_pending,
+            )
             oldest.abort("too many connections without an association")
 
     def _forget(self, protocol: AssociationProtocol) -> None:
@@ -558,6 +656,7 @@ class AssociationFactory(Factory):
                 protocol.abort("the server stops")
         timer = self.clock.callLater(deadline, self.abort_all)
         self._drained.addCallback(lambda _: timer.cancel() if timer.active() else None)
+        self._drained.addCallback(lambda _: self.repeated.stop())
         drained = self._drained
         self._check_drained()
         return drained

@@ -13,8 +13,9 @@ from storescp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from storescp.archive import Archive
 from storescp.config import Config, Sync
 from storescp.index import IndexUnavailable
+from storescp.limits import Admission, Limits
 from storescp.negotiation import Policy
-from storescp.protocol import AssociationFactory, AssociationProtocol, Limits
+from storescp.protocol import AssociationFactory, AssociationProtocol
 from storescp.recovery import Recovered
 from storescp.scp import StorageSCP
 from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION
@@ -30,7 +31,7 @@ WRITER_THREADS = {Sync.NEVER: 1, Sync.ALWAYS: 2}
 class Receiver:
     """The associations that connections made by ``factory`` bring, and the archive behind them.
 
-    *statistics* and *occupancy* may be those of one process of several.
+    *statistics*, *occupancy* and *admission* may be those of one process of several.
     """
 
     log = Logger()
@@ -41,6 +42,7 @@ class Receiver:
         reactor: ReactorBase,
         statistics: Statistics | None = None,
         occupancy: Occupancy | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.config = config
         self.statistics = statistics if statistics is not None else Statistics()
@@ -59,11 +61,17 @@ class Receiver:
                 max_pending=config.max_pending,
                 timeout=config.timeout,
                 artim_timeout=config.artim_timeout,
+                max_per_address=config.max_per_address,
+                max_rate=config.max_rate,
+                min_rate=config.min_rate,
+                progress_timeout=config.progress_timeout,
+                max_in_flight=-(-config.max_in_flight // max(config.workers, 1)),  # each its share
             ),
             self._make_user,
             reactor,
             self.statistics,
             occupancy,
+            admission,
         )
         self._reactor = reactor
         self._archive: Archive | None = None
@@ -108,7 +116,11 @@ class Receiver:
     def _make_user(self, association: AssociationProtocol) -> StorageSCP:
         assert self._store is not None
         return StorageSCP(
-            association, self._store, self.statistics, log_patient_data=self.config.log_patient_data
+            association,
+            self._store,
+            self.statistics,
+            log_patient_data=self.config.log_patient_data,
+            max_object_size=self.config.max_object_size,
         )
 
     def _space_changed(self, enough: bool, free: int) -> None:

@@ -19,6 +19,14 @@ class Statistics:
     instances_failed: int = 0
     bytes_received: int = 0
     bytes_stored: int = 0
+    refused: int = 0
+    """Connections that were closed at once, by --max-per-address or --max-rate."""
+    dropped: int = 0
+    """Connections without an association that had to make room for others."""
+    slow: int = 0
+    """Associations that were ended because the peer did not send, or take, what it had begun."""
+    oversized: int = 0
+    """Instances that were refused for their size."""
 
 
 class Occupancy:

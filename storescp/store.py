@@ -289,8 +289,8 @@ class IncomingInstance:
         size += PIECE_OVERHEAD
         self._pieces.append(data)
         self._held += size
-        self._flow.held(size)
-        if self._held >= BATCH_BYTES and not self._running:
+        is_enough = self._flow.held(size)
+        if (is_enough or self._held >= BATCH_BYTES) and not self._running:
             self._submit()
 
     def finish(self, answer: Answer | None = None) -> Deferred[Outcome]:
@@ -310,7 +310,8 @@ class IncomingInstance:
 
     def chunk_done(self) -> None:
         """The worker is through with the chunk."""
-        self._flow.released(self.chunk_held)  # which may bring more at once: before the chunk is given up
+        # Which may bring more at once: before the chunk is given up.
+        is_enough = self._flow.released(self.chunk_held)
         self._running = False
         if self._cancelled:
             if self.file is not None:
@@ -321,7 +322,7 @@ class IncomingInstance:
             self._drop()
             if self._complete:
                 self._finished.callback(self._outcome())
-        elif self._complete or self._held >= BATCH_BYTES:
+        elif self._complete or self._held >= BATCH_BYTES or (is_enough and self._held):
             self._submit()
 
     def _submit(self) -> None:

@@ -21,9 +21,10 @@ from twisted.logger import Logger
 
 from storescp.archive import Archive, CannotOpen
 from storescp.config import Config
+from storescp.logs import Repeated
 from storescp.reader import Reader
 from storescp.receiver import close, report
-from storescp.shared import SharedCounts
+from storescp.shared import SharedAdmission, SharedCounts
 from storescp.statistics import Statistics
 from storescp.worker_process import ORDERLY, WorkerProcess
 
@@ -54,6 +55,9 @@ class Supervisor:
         self._reactor = reactor
         self._archive: Archive | None = None
         self._counts = SharedCounts.create(config.workers)
+        self._admission = SharedAdmission(self._counts, config.max_per_address, config.max_rate)
+        self._statistics = Statistics()
+        self._repeated = Repeated(reactor)
         self._pickled = os.memfd_create("storescp-config")
         os.write(self._pickled, pickle.dumps(config))
         self._workers = [
@@ -69,8 +73,11 @@ class Supervisor:
 
     @property
     def statistics(self) -> Statistics:
-        """Of all workers, those that have died too."""
-        return self._counts.total()
+        """Of all workers, those that have died too, and our own of what no worker was given."""
+        total = self._counts.total()
+        total.connections += self._statistics.connections
+        total.refused += self._statistics.refused
+        return total
 
     @property
     def associations(self) -> int:
@@ -133,7 +140,7 @@ class Supervisor:
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS):
             try:
-                connection, _ = listener.accept()
+                connection, address = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -144,8 +151,23 @@ class Supervisor:
                 self._set_accepting()
                 return
             with connection:
-                if not hand_over(connection, self._workers, self.config.max_pending):
-                    self.log.error("no worker takes a connection: it is closed")
+                # Not the name of a local socket, which is a text or bytes.
+                self._admit(connection, address[0] if isinstance(address, tuple) else "")
+
+    def _admit(self, connection: socket.socket, host: str) -> None:
+        refusal = self._admission.admit(host, self._reactor.seconds())
+        if refusal:
+            self._statistics.connections += 1
+            self._statistics.refused += 1
+            self._repeated.warn(f"refused {host}", self.log, "{host} refused: {why}", host=host, why=refusal)
+            return
+        number = self._admission.number(host)
+        text = f"{number} {host}" if number else ""
+        worker = hand_over(connection, self._workers, self.config.max_pending, text)
+        if worker is None:
+            self.log.error("no worker takes a connection: it is closed")
+        else:
+            self._admission.given(worker.number, number)
 
     def _resume(self) -> None:
         self._pause = None
@@ -184,6 +206,7 @@ class Supervisor:
         self._set_accepting()
 
     def _ended(self, worker: WorkerProcess, how: str) -> None:
+        self._admission.ended(worker.number)
         if self._stopping:
             if how != ORDERLY:
                 self.log.error("worker {number} {how}", number=worker.number, how=how)
@@ -210,18 +233,24 @@ class Supervisor:
             deadline.cancel()
         if self._pause is not None:
             self._pause.cancel()
+        self._repeated.stop()
         os.close(self._pickled)
         os.close(self._counts.descriptor)
         if self._archive is not None:
             close(self.log, self._archive)
 
 
-def hand_over(connection: socket.socket, workers: Sequence[WorkerProcess], max_pending: int) -> bool:
-    """Give *connection* to the least busy of *workers* that takes it; false when none does.
+def hand_over(
+    connection: socket.socket, workers: Sequence[WorkerProcess], max_pending: int, text: str = ""
+) -> WorkerProcess | None:
+    """Give *connection*, and *text*, to the least busy of *workers* that takes it, and return that; None if none does.
 
     If *max_pending* connections of all have no association, the one that has the most drops its oldest for it.
     """
     ready = [worker for worker in workers if worker.is_ready]
     if sum(worker.waiting for worker in ready) >= max_pending:
         max(ready, key=lambda worker: worker.waiting).drop_oldest()
-    return any(worker.take(connection) for worker in sorted(ready, key=lambda worker: worker.load))
+    for worker in sorted(ready, key=lambda worker: worker.load):
+        if worker.take(connection, text):
+            return worker
+    return None

@@ -83,9 +83,9 @@ class WorkerProcess:
         """Its connections without an association, as soon as it has read its messages."""
         return self._sent - self._slot.taken + self._slot.waiting - (self._drops - self._slot.dropped)
 
-    def take(self, connection: socket.socket) -> bool:
-        """Hand *connection* over; false when there is no room for it."""
-        if self._channel is None or not self._channel.send(Kind.CONNECTION, connection=connection):
+    def take(self, connection: socket.socket, text: str = "") -> bool:
+        """Hand *connection* over, with *text* for who serves it; false when there is no room for it."""
+        if self._channel is None or not self._channel.send(Kind.CONNECTION, text, connection=connection):
             return False
         self._sent += 1
         self._handed_over += 1

@@ -23,6 +23,7 @@ PURE = (
     "upper_layer",
     "dimse",
     "statistics",
+    "limits",
 )
 BLOCKING = (
     *("part10", "naming", "index_schema", "index", "stored_file", "config", "space"),

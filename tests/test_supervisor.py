@@ -50,7 +50,7 @@ class HandOverTests(SynchronousTestCase):
             self.ends.append(theirs)
 
     def give(self, count: int = 1, max_pending: int = 1000) -> list[bool]:
-        return [hand_over(self.connection, self.workers, max_pending) for _ in range(count)]
+        return [hand_over(self.connection, self.workers, max_pending) is not None for _ in range(count)]
 
     def read(self, number: int) -> list[Kind]:
         """What a worker has got, and not read yet; it takes the connections."""
