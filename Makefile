@@ -3,6 +3,7 @@
 # make test   installs what the tests need (system packages too, as root), then lint, types and tests
 # make bench  measures this server beside others; ARGS are its options
 # make torture  kills the server, cuts its power, fills its disk, for as long as ARGS="--seconds 600" says
+# make attack  stores beside a crowd of hostile connections, and says what it costs
 # make fuzz   looks for bytes that break a decoder or a conversation, for as long as ARGS="--seconds 600" says
 # make bench-plots  draws what make bench ARGS="--json docs/NAME.json" left in docs/, as SVG
 # make clean  removes what the above made, except the images received
@@ -13,7 +14,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?=
 BIN := .venv/bin
 
-.PHONY: run test bench bench-plots torture fuzz clean
+.PHONY: run test bench bench-plots torture attack fuzz clean
 
 run: ARGS ?= --port 11112
 run:
@@ -38,6 +39,10 @@ torture:
 	@tools/prepare peers
 	@tools/prepare venv test $(PYTHON)
 	$(BIN)/python -m tests.torture $(ARGS)
+
+attack:
+	@tools/prepare venv test $(PYTHON)
+	$(BIN)/python -m tests.attack $(ARGS)
 
 fuzz:
 	@tools/prepare venv fuzz $(PYTHON)
