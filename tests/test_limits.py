@@ -16,7 +16,7 @@ from storescp.naming import Naming
 from storescp.pdu import AAbort, AAssociateAC
 from storescp.protocol import HIGH_WATER, WRITE_TIMEOUT
 from storescp.store import BATCH_BYTES
-from tests.conversation import Conversation, World, a_associate_rq, c_store, data_set, p_data
+from tests.conversation import Conversation, World, a_associate_rq, c_store, command, data_set, p_data
 from tests.strategies import steady
 from tests.test_store import StoreTestCase
 
@@ -287,6 +287,24 @@ class StorageTests(StoreTestCase):
             [Status.SUCCESS, Status.DUPLICATE_SOP_INSTANCE],
         )
         self.assertEqual((self.root / "1.2.3.dcm").read_bytes()[-len(data) :], data)
+
+    def test_small_instance_in_a_large_read(self) -> None:
+        """Small instances that wait do not keep what else came in the same read."""
+        world = World(self.instances)
+        peer = world.associated()
+        ignored = p_data(1, True, dimse.encode_command(command(dimse.C_CANCEL_RQ))) * 3000
+        instances = []
+        for number in range(20):
+            request = p_data(3, True, dimse.encode_command(c_store(f"1.2.{number}", number)))
+            data = p_data(3, False, data_set(f"1.2.{number}"), 50)
+            peer.say(ignored + request + data)
+            instances.append(self.instances.worker._jobs._items[-1])
+        pieces = [piece for job in instances if job is not None for piece in job.chunk]
+        kept = sum(memoryview(memoryview(piece).obj).nbytes for piece in pieces)
+        self.assertLess(kept, 20 * KIB)
+        self.assertGreater(len(ignored), 150 * KIB)
+        self.work()
+        self.assertEqual(peer.statuses(), [Status.SUCCESS] * 20)
 
 
 class ProgressTests(SynchronousTestCase):
