@@ -688,6 +688,27 @@ class SlowTests(HostileTestCase):
         self.server.wait_for("association aborted: RAW at .*: less than 102400 bytes a second")
 
 
+class ProbeTests(HostileTestCase):
+    """Connections that say nothing, and are within their limit however many are accepted before one is seen to go."""
+
+    options = ("--listen", "tcp:0:interface=127.0.0.1:backlog=500", "--max-pending", 500)
+    listen = False
+
+    def test_probes(self) -> None:
+        """Bare connects, as load balancers make them, and resets: nothing of that is in the log."""
+        self.server.wait_for("association released")
+        said = len(self.server.output)
+        for number in range(200):
+            scu = self.connect()
+            if number % 2:
+                scu.reset()
+            else:
+                scu.socket.close()
+        self.check_good()
+        self.server.wait_for("association released", count=2)
+        self.assertEqual(self.server.output[said:].count("\n"), 3, self.server.output[said:])
+
+
 class ConnectionTests(HostileTestCase):
     """Peers that come and do not go, or go without a word."""
 
@@ -721,20 +742,6 @@ class ConnectionTests(HostileTestCase):
         self.check_good()
         for scu in crowd[:79]:
             self.assertIsNone(scu.receive())
-
-    def test_probes(self) -> None:
-        """Bare connects, as load balancers make them, and resets: nothing of that is in the log."""
-        self.server.wait_for("association released")
-        said = len(self.server.output)
-        for number in range(200):
-            scu = self.connect()
-            if number % 2:
-                scu.reset()
-            else:
-                scu.socket.close()
-        self.check_good()
-        self.server.wait_for("association released", count=2)
-        self.assertEqual(self.server.output[said:].count("\n"), 3, self.server.output[said:])
 
     def test_resets(self) -> None:
         """Connections that break in every phase of an association leave no trace."""
