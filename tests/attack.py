@@ -139,7 +139,7 @@ def tls_options(folder: pathlib.Path, port: int) -> list[object]:
     )
     both.write_bytes(both.read_bytes() + (folder / "cert.pem").read_bytes())
     return [
-        *("--tls-port", port, "--tls-certificate", both, "--tls-client-certificate", "none"),
+        *("--tls-port", port, "--tls-certificate", both, "--tls-client-cert", "none"),
         *("--tls-timeout", 300),
     ]
 
