@@ -3,6 +3,8 @@
 # make test   installs what the tests need (system packages too, as root), then lint, types and tests
 # make bench  measures this server beside others; ARGS are its options
 # make torture  kills the server, cuts its power, fills its disk, for as long as ARGS="--seconds 600" says
+# make attack  stores beside a crowd of hostile connections, and says what it costs
+# make fuzz   looks for bytes that break a decoder or a conversation, for as long as ARGS="--seconds 600" says
 # make bench-plots  draws what make bench ARGS="--json docs/NAME.json" left in docs/, as SVG
 # make clean  removes what the above made, except the images received
 #
@@ -12,7 +14,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?=
 BIN := .venv/bin
 
-.PHONY: run test bench bench-plots torture clean
+.PHONY: run test bench bench-plots torture attack fuzz clean
 
 run: ARGS ?= --port 11112
 run:
@@ -25,7 +27,7 @@ test:
 	@tools/prepare venv test $(PYTHON)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --strict $(wildcard storescp twisted/plugins tests bench tools)
+	$(BIN)/mypy --strict $(wildcard storescp twisted/plugins tests bench fuzz tools)
 	$(BIN)/python tools/run_trial.py $(BIN)/trial -j$(JOBS) tests
 
 bench:
@@ -38,11 +40,19 @@ torture:
 	@tools/prepare venv test $(PYTHON)
 	$(BIN)/python -m tests.torture $(ARGS)
 
+attack:
+	@tools/prepare venv test $(PYTHON)
+	$(BIN)/python -m tests.attack $(ARGS)
+
+fuzz:
+	@tools/prepare venv fuzz $(PYTHON)
+	$(BIN)/python -m fuzz $(ARGS)
+
 bench-plots:
 	@tools/prepare venv plot $(PYTHON)
 	.venv-plot/bin/python -m bench.plots $(or $(ARGS),$(sort $(wildcard docs/*.json)))
 
 clean:
-	rm -rf .venv .venv-plot build dist *.egg-info .hypothesis .mypy_cache .ruff_cache _trial_temp*
+	rm -rf .venv .venv-plot build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .fuzz _trial_temp*
 	rm -f twisted/plugins/dropin.cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

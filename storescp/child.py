@@ -27,7 +27,7 @@ from storescp.config import Config
 from storescp.logs import line_observer
 from storescp.reader import Reader
 from storescp.receiver import Receiver
-from storescp.shared import SharedCounts, SharedOccupancy
+from storescp.shared import Departures, SharedCounts, SharedOccupancy
 
 if TYPE_CHECKING:
     from storescp.tls import TLS
@@ -51,8 +51,10 @@ class Child:
     ) -> None:
         self._reactor = reactor
         self._channel = channel
+        slot = counts.slots[number]
         self._occupancy = SharedOccupancy(counts, number, config.max_assoc, config.max_pending, self._tell)
-        self._receiver = Receiver(config, reactor, counts.slots[number].statistics, self._occupancy)
+        self._departures = Departures(slot)
+        self._receiver = Receiver(config, reactor, slot.statistics, self._occupancy, self._departures)
         self._receiver.start(number)
         self._tls: TLS | None = None
         self._secure: IProtocolFactory = self._receiver.factory
@@ -87,9 +89,9 @@ class Child:
     def _obey(self, message: Message) -> None:
         match message.kind:
             case Kind.CONNECTION:
-                self._take(message.descriptor, self._receiver.factory)
+                self._take(message, self._receiver.factory)
             case Kind.SECURE:
-                self._take(message.descriptor, self._secure)
+                self._take(message, self._secure)
             case Kind.CREDENTIALS:
                 self._use(message.descriptor)
             case Kind.DROP:
@@ -101,9 +103,13 @@ class Child:
             case Kind.HURRY:
                 self._receiver.hurry()
 
-    def _take(self, descriptor: int, factory: IProtocolFactory) -> None:
+    def _take(self, message: Message, factory: IProtocolFactory) -> None:
         self._occupancy.came()
-        self._serve(descriptor, factory)
+        number, _, host = message.text.partition(" ")
+        if number:
+            self._departures.expect(host, int(number))
+        if not self._serve(message.descriptor, factory):
+            self._departures.leave(host)
         self._count()
         self._occupancy.taken()
         if not self._acknowledging:
@@ -121,10 +127,11 @@ class Child:
         assert self._tls is not None
         self._tls.use(credentials)
 
-    def _serve(self, descriptor: int, factory: IProtocolFactory) -> None:
+    def _serve(self, descriptor: int, factory: IProtocolFactory) -> bool:
+        """Whether the connection is there."""
         if descriptor < 0:
             self.log.error("a connection was lost: too many open files")
-            return
+            return False
         try:
             os.set_blocking(descriptor, False)
             with socket.socket(fileno=descriptor) as connection:
@@ -133,6 +140,8 @@ class Child:
                 )
         except OSError as error:  # a peer that has gone already has no name any more
             self.log.debug("a connection ended before it began: {error}", error=error)
+            return False
+        return True
 
     def _count(self) -> None:
         """Also what was in vain: a connection that could not be served, an order when nothing waits."""

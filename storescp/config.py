@@ -33,6 +33,7 @@ from storescp.option_values import (
     one_of,
     path,
     prefer,
+    size,
     workers,
 )
 from storescp.sop_classes import resolve_sop_classes
@@ -95,6 +96,13 @@ class Config:
     stop_timeout: float
     max_pdu: int
     """0 for no limit."""
+    max_per_address: int
+    """0 for no limit, here and in the following ones."""
+    max_rate: float
+    max_object_size: int
+    max_in_flight: int
+    min_rate: int
+    progress_timeout: float
     check_called_ae: bool
     access: AccessConfig
     log_patient_data: bool
@@ -219,6 +227,48 @@ _MAX_PDU = Option(
     "the longest P-DATA-TF PDU we announce to take; 0: no limit",
     number(int, "a number of bytes", 4096, 1 << 24, or_zero=True),
 )
+_MAX_PER_ADDRESS = Option(
+    "max-per-address",
+    "N",
+    "0",
+    "connections at a time from one address; more are closed; 0: no limit",
+    number(int, "a whole number", 1, 65535, or_zero=True),
+)
+_MAX_RATE = Option(
+    "max-rate",
+    "N",
+    "0",
+    "new connections a second from one address, on average; more are closed; 0: no limit",
+    number(float, "a number", 0.01, 100000.0, or_zero=True),
+)
+_MAX_OBJECT_SIZE = Option(
+    "max-object-size",
+    "SIZE",
+    "0",
+    "refuse images of more bytes (K, M, G, T) with A700H; 0: no limit",
+    size(1),
+)
+_MAX_IN_FLIGHT = Option(
+    "max-in-flight",
+    "SIZE",
+    "256M",
+    "bytes of all associations that may wait for storage: senders have to wait then; 0: no limit",
+    size(1 << 20),
+)
+_MIN_RATE = Option(
+    "min-rate",
+    "SIZE",
+    "1K",
+    "abort an association whose image, or PDU, comes with fewer bytes a second; 0: never",
+    size(1),
+)
+_PROGRESS_TIMEOUT = Option(
+    "progress-timeout",
+    "SECONDS",
+    "60",
+    "what --min-rate is judged over, and the time for a peer to take our answers; 0: none of that",
+    number(float, "a number of seconds", 0.1, 86400.0, or_zero=True),
+)
 _CHECK_CALLED_AE = Option(
     "check-called-ae", "", "false", "reject associations that call another AE title", flag
 )
@@ -254,6 +304,12 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     _ARTIM_TIMEOUT,
     _STOP_TIMEOUT,
     _MAX_PDU,
+    _MAX_PER_ADDRESS,
+    _MAX_RATE,
+    _MAX_OBJECT_SIZE,
+    _MAX_IN_FLIGHT,
+    _MIN_RATE,
+    _PROGRESS_TIMEOUT,
     _CHECK_CALLED_AE,
     *ACCESS_OPTIONS,
     _LOG_PATIENT_DATA,
@@ -324,6 +380,12 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
         artim_timeout=value(_ARTIM_TIMEOUT),
         stop_timeout=value(_STOP_TIMEOUT),
         max_pdu=value(_MAX_PDU),
+        max_per_address=value(_MAX_PER_ADDRESS),
+        max_rate=value(_MAX_RATE),
+        max_object_size=value(_MAX_OBJECT_SIZE),
+        max_in_flight=value(_MAX_IN_FLIGHT),
+        min_rate=value(_MIN_RATE),
+        progress_timeout=value(_PROGRESS_TIMEOUT),
         check_called_ae=value(_CHECK_CALLED_AE),
         access=read_access(value, place, os.fspath(file or ""), sections.get("callers")),
         log_patient_data=value(_LOG_PATIENT_DATA),

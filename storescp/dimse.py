@@ -156,11 +156,16 @@ class MessageReader:
         self._context_id = 0
         self._command = bytearray()
         self._in_command = False
-        self._in_data_set = False
+        self._data_set_of: Command | None = None
+
+    @property
+    def incomplete(self) -> object:
+        """What stands for the message of which some is still to come, and for no other; None when none is begun."""
+        return self._data_set_of or (self._command if self._in_command else None)
 
     def command(self, fragment: Fragment) -> Command | None:
         """Take a command fragment; the command set once it is whole. Raises InvalidMessage."""
-        if self._in_data_set:
+        if self._data_set_of is not None:
             raise InvalidMessage("a command fragment before the data set was complete")
         context_id, _, is_last, data = fragment
         if is_last and not self._in_command:
@@ -178,17 +183,17 @@ class MessageReader:
             command = decode_command(self._command)
             self._command = bytearray()
         self._context_id = context_id
-        self._in_data_set = command.has_data_set
+        self._data_set_of = command if command.has_data_set else None
         return command
 
     def data_set(self, fragment: Fragment) -> None:
         """Take note of a data set fragment. Raises InvalidMessage when it belongs to no command."""
-        if not self._in_data_set:
+        if self._data_set_of is None:
             raise InvalidMessage("a data set fragment without a command that announced it")
         if fragment.presentation_context_id != self._context_id:
             raise InvalidMessage("a data set on another presentation context than its command")
         if fragment.is_last:
-            self._in_data_set = False
+            self._data_set_of = None
 
 
 def _uid_element(elements: Mapping[int, bytes], tag: int) -> bytes:

@@ -57,11 +57,11 @@ Answer: TypeAlias = Callable[[Status, str], bool]
 class IFlow(Interface):
     """Back-pressure: told how many bytes wait for storage on behalf of one association."""
 
-    def held(size: int) -> None:
-        """*size* more bytes are kept in memory."""
+    def held(size: int) -> bool:
+        """*size* more bytes are kept in memory; true when that is enough: no more come before these are released."""
 
-    def released(size: int) -> None:
-        """*size* bytes of those are not kept any longer."""
+    def released(size: int) -> bool:
+        """*size* bytes of those are not kept any longer; whether there are still too many, as for :meth:`held`."""
 
 
 class IIncomingInstance(Interface):
@@ -127,10 +127,12 @@ class IAssociation(IFlow):
 class IAssociationUser(Interface):
     """The services on one association: the user of the upper layer service.
 
-    ``busy`` tells whether requests are being worked on.
+    ``busy`` tells whether requests are being worked on; ``incomplete`` stands for the message of which some is still
+    to come, and is None when none is begun.
     """
 
     busy: bool
+    incomplete: object
 
     def fragment_received(fragment: Fragment) -> None:
         """A fragment arrived. Raises ProtocolViolation when it makes no message."""

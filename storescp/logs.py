@@ -13,9 +13,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 from twisted.internet.base import ReactorBase
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, eventAsText, formatEvent
 from twisted.python import threadable
 from twisted.python.logfile import LogFile
@@ -23,6 +25,10 @@ from zope.interface import implementer
 
 #: Seconds that a line may wait for others to be written with it.
 DELAY = 0.05
+
+#: Seconds between two lines that tell how often something is repeated, and how many kinds of that are told apart.
+INTERVAL = 60.0
+KINDS = 100
 
 _INFO = LogLevel.info  # looking it up takes longer than using it
 
@@ -45,6 +51,56 @@ def info_emitter(owner: type) -> Callable[[object, str, LogEvent], None]:
         observer(event)
 
     return emit
+
+
+class Repeated:
+    """Warnings that peers can cause as often as they like: the first of a kind at once, of the others how many came.
+
+    That is told every *interval* seconds of *clock*, with the last of them, as long as they come.
+    """
+
+    def __init__(self, clock: IReactorTime, interval: float = INTERVAL) -> None:
+        self._clock = clock
+        self._interval = interval
+        self._more: dict[str, tuple[int, Callable[[], None]]] = {}
+        self._timer: IDelayedCall | None = None
+
+    def warn(self, kind: str, log: Logger, log_format: str, **fields: object) -> None:
+        """Log the warning, or count it with others of its *kind*; of too many kinds all others are one."""
+        if kind not in self._more and len(self._more) >= KINDS:
+            kind = ""
+        count, _ = self._more.get(kind, (-1, None))
+        if count < 0:
+            log.warn(log_format, **fields)
+        summary = partial(
+            log.warn,
+            log_format + " ({more} more like this in {interval:g} s)",
+            **fields,
+            more=count + 1,
+            interval=self._interval,
+        )
+        self._more[kind] = count + 1, summary
+        if self._timer is None:
+            self._timer = self._clock.callLater(self._interval, self._summarise)
+
+    def stop(self) -> None:
+        """Tell what is not told yet."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._tell()
+
+    def _tell(self) -> bool:
+        """Whether there was anything to tell."""
+        more, self._more = self._more, {}
+        for kind, (count, summary) in more.items():
+            if count:
+                summary()
+                self._more[kind] = 0, summary
+        return bool(self._more)
+
+    def _summarise(self) -> None:
+        self._timer = self._clock.callLater(self._interval, self._summarise) if self._tell() else None
 
 
 class LineSink(Protocol):

@@ -99,6 +99,20 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _space = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([KMGT]?)(?:i?B)?|(%))", re.IGNORECASE).fullmatch
 
 
+def size(low: int) -> Callable[[tuple[str, ...]], int]:
+    """A number of bytes that is 0 or at least *low*."""
+
+    def parse(texts: tuple[str, ...]) -> int:
+        match = _space(texts[0].strip())
+        if match is not None and not match[3]:
+            value = int(float(match[1]) * _UNITS[match[2].upper()])
+            if value >= low or not value:
+                return value
+        raise unexpected(f"0 or a size such as 500K, 20M or 2G, at least {low}", texts[0])
+
+    return parse
+
+
 def free_space(texts: tuple[str, ...]) -> SpaceLimit:
     """Bytes, or a share of the file system."""
     match = _space(texts[0].strip())

@@ -18,7 +18,13 @@ from typing import ClassVar, NamedTuple, TypeAlias
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"
 
 #: 128 contexts that each propose all of some 70 transfer syntaxes stay below this; nothing honest is larger.
-MAXIMUM_ASSOCIATE_LENGTH = 1024 * 1024
+MAXIMUM_ASSOCIATE_LENGTH = 512 * 1024
+
+#: Their IDs are the odd numbers of a byte, PS3.8 §9.3.2.2.
+MAXIMUM_CONTEXTS = 128
+
+#: Transfer syntaxes of one context; there are some 70.
+MAXIMUM_TRANSFER_SYNTAXES = 256
 
 _HEADER = struct.Struct(">BxI")
 _ITEM = struct.Struct(">BxH")
@@ -142,7 +148,7 @@ class UserInformation:
         if self.implementation_class_uid:
             body += _item(0x52, self.implementation_class_uid.encode("ascii"))
         if self.implementation_version_name:
-            body += _item(0x55, self.implementation_version_name.encode("ascii"))
+            body += _item(0x55, self.implementation_version_name.encode("latin-1"))
         body += b"".join(_item(kind, value) for kind, value in self.other)
         if self.user_identity is not None:
             body += self.user_identity.encode()
@@ -298,11 +304,25 @@ class PDUReader:
         self._pdv_left = 0
         self._context_id = 0
         self._control = 0
+        self._begun = bytearray()  # of a PDU other than P-DATA-TF
+        self._missing = 0  # bytes of that
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a PDU has begun of which some is still to come; to be asked when :meth:`next` has no more."""
+        return bool(self._position < len(self._data) or self._pdu_left or self._pdv_left or self._missing > 0)
 
     def feed(self, data: bytes) -> None:
         """Add what was received. Call :meth:`next` until it has no more, before feeding again."""
-        if self._position < len(self._data):
-            # At most a header, or one bounded PDU that is not P-DATA, is ever carried over.
+        if self._missing > 0:
+            # Put together once: joined to each piece that comes, a peer's crumbs would cost the square of them.
+            self._begun += data
+            self._missing -= len(data)
+            if self._missing > 0:
+                return
+            data, self._begun = bytes(self._begun), bytearray()
+        elif self._position < len(self._data):
+            # At most a header is ever carried over.
             data = self._data[self._position :] + data
         self._data = data
         self._view = memoryview(data)
@@ -375,6 +395,9 @@ class PDUReader:
         if length > (MAXIMUM_ASSOCIATE_LENGTH if kind in (0x01, 0x02) else 4):
             raise InvalidPDU(f"PDU type {kind:02X}H of {length} bytes")
         if left < 6 + length:
+            self._missing = 6 + length - left
+            self._begun += self._view[self._position :]
+            self._data, self._view, self._position = b"", memoryview(b""), 0
             return None
         start = self._position
         self._position = start + 6 + length
@@ -437,6 +460,8 @@ def _decode_associate(kind: int, body: bytes) -> AAssociateRQ | AAssociateAC:
             application_context_name = _text(value)
         elif item == 0x20 and kind == 0x01:
             proposed.append(_decode_context(value))
+            if len(proposed) > MAXIMUM_CONTEXTS:
+                raise InvalidPDU(f"more than {MAXIMUM_CONTEXTS} presentation contexts")
         elif item == 0x21 and kind == 0x02:
             results.append(_decode_context_result(value))
         elif item == 0x50:
@@ -472,6 +497,8 @@ def _decode_context(value: bytes) -> PresentationContext:
             abstract_syntax = _text(name)
         elif item == 0x40:
             transfer_syntaxes.append(_text(name))
+            if len(transfer_syntaxes) > MAXIMUM_TRANSFER_SYNTAXES:
+                raise InvalidPDU(f"more than {MAXIMUM_TRANSFER_SYNTAXES} transfer syntaxes in a context")
     return PresentationContext(context_id, abstract_syntax, tuple(transfer_syntaxes))
 
 
@@ -498,7 +525,9 @@ def _decode_user_information(value: bytes) -> UserInformation:
         elif item == 0x52:
             class_uid = _text(content)
         elif item == 0x55:
-            version_name = content.decode("ascii", "replace").strip("\0 ")
+            version_name = content.decode("latin-1").strip(
+                "\0 "
+            )  # it should be ASCII, but nothing hangs on it
         elif item == 0x58:
             identity = _decode_user_identity(content)
         elif item == 0x59:

@@ -11,7 +11,7 @@ import socket
 import termios
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -35,7 +35,8 @@ from zope.interface import implementer
 from storescp.access import ANYONE, Access, Admitted, Caller, Callers, Refused, user_refused, user_unchecked
 from storescp.certificates import PeerCertificate
 from storescp.interfaces import IAssociation, IAssociationUser, IAuthenticator, Unauthorized
-from storescp.logs import info_emitter
+from storescp.limits import Admission, InFlight, Limits
+from storescp.logs import Repeated, info_emitter
 from storescp.negotiation import (
     LOCAL_LIMIT_EXCEEDED,
     REJECT_REASONS,
@@ -61,25 +62,14 @@ READ_SIZE = 256 * 1024
 HIGH_WATER = 4 * 1024 * 1024
 LOW_WATER = 1024 * 1024
 
+#: Seconds that a peer has to take our answers, where no option says so.
+WRITE_TIMEOUT = 300.0
+
 #: Seconds that a peer has to take our last bytes and close, before the connection is cut.
 CLOSE_TIMEOUT = 10.0
 
 
 UserFactory: TypeAlias = "Callable[[AssociationProtocol], IAssociationUser]"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What connections may cost. Times in seconds, 0 for none.
-
-    ``max_pending`` bounds the connections without an association, before one or after.
-    """
-
-    max_assoc: int
-    max_pending: int
-    timeout: float
-    artim_timeout: float
-    auth_timeout: float = 10.0
 
 
 class IConnection(ITCPTransport, ISystemHandle, IPushProducer, IConsumer):
@@ -93,10 +83,11 @@ class AssociationProtocol(Protocol):
     log = Logger()
     transport: IConnection | None
 
-    def __init__(self, factory: AssociationFactory, address: str, host: str | None = None) -> None:
+    def __init__(self, factory: AssociationFactory, address: str, host: str = "") -> None:
         self.parent = factory
         self.address = address
         self.host = host
+        """The peer's IP address; empty where there is none."""
         self.caller = ANYONE
         self.calling_ae_title = ""
         self.called_ae_title = ""
@@ -112,7 +103,14 @@ class AssociationProtocol(Protocol):
         self._closing: IDelayedCall | None = None
         self._checking: Deferred[Any] | None = None  # who the user is
         self._unread: IDelayedCall | None = None  # since when the peer does not read what we send
+        self._progress: IDelayedCall | None = None
+        self._received = 0
+        # What is being judged for its progress: since when, what had been received then, for how long we have not read.
+        self._incomplete: object = None
+        self._judged_from, self._judged_received, self._not_read = 0.0, 0, 0.0
+        self._paused_at: float | None = None
         self._held = 0
+        self._in_flight = factory.in_flight
         self._waits_for_storage = False
         self._releasing = False
         self._connected = False
@@ -148,7 +146,9 @@ class AssociationProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self._last_heard = self._clock.seconds()
-        self.parent.statistics.bytes_received += len(data)
+        size = len(data)
+        self._received += size
+        self.parent.statistics.bytes_received += size
         upper_layer = self._upper_layer
         upper_layer.receive_data(data)
         more_to_come = True
@@ -178,16 +178,18 @@ class AssociationProtocol(Protocol):
         with self._sending:
             self._stop_sending_directly()
         self._end_association()
-        for timer in (self._artim, self._idle, self._closing, self._unread):
+        for timer in (self._artim, self._idle, self._progress, self._closing, self._unread):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._artim = self._idle = self._closing = self._unread = None
+        self._artim = self._idle = self._progress = self._closing = self._unread = None
         self.parent.closed(self)
 
     def pauseProducing(self) -> None:
         """The peer does not read our responses: no use in reading more requests, for ever or at all."""
         if self._unread is None:
-            self._unread = self._clock.callLater(self.parent.limits.timeout or 300, self._cut)
+            limits = self.parent.limits
+            delay = min(filter(None, (limits.timeout, limits.progress_timeout)), default=WRITE_TIMEOUT)
+            self._unread = self._clock.callLater(delay, self._not_taken)
             self._set_reading()
 
     def resumeProducing(self) -> None:
@@ -201,18 +203,28 @@ class AssociationProtocol(Protocol):
 
     # -- IFlow: the store's side --
 
-    def held(self, size: int) -> None:
+    def held(self, size: int) -> bool:
         self._held += size
-        if self._held > HIGH_WATER and not self._waits_for_storage:
+        in_flight = self._in_flight
+        in_flight.total += size
+        if (self._held > HIGH_WATER or in_flight.total > in_flight.limit) and not self._waits_for_storage:
             self._waits_for_storage = True
             self._set_reading()
+        return self._waits_for_storage
 
-    def released(self, size: int) -> None:
+    def released(self, size: int) -> bool:
         self._held -= size
-        if self._waits_for_storage and self._held <= LOW_WATER:
+        in_flight = self._in_flight
+        in_flight.total -= size
+        # Who has nothing held may always go on, whatever others have: so all of them advance, by a read each, and
+        # none waits for another.
+        if self._waits_for_storage and (
+            not self._held or (self._held <= LOW_WATER and in_flight.total <= in_flight.limit)
+        ):
             self._waits_for_storage = False
             self._last_heard = self._clock.seconds()  # the silence was ours
             self._set_reading()
+        return self._waits_for_storage
 
     # -- IAssociation: the user's side --
 
@@ -287,7 +299,7 @@ class AssociationProtocol(Protocol):
                 self._aborted(indication)
 
     def _associate(self, request: AAssociateRQ) -> None:
-        verdict = self.parent.access.judge(request, self.host, self.peer_certificate)
+        verdict = self.parent.access.judge(request, self.host or None, self.peer_certificate)
         if isinstance(verdict, Refused):
             self._refuse(request, verdict)
             return
@@ -329,6 +341,7 @@ class AssociationProtocol(Protocol):
         self._began = self._clock.seconds()
         self.parent.associated(self)
         self._watch_idleness(self.parent.limits.timeout)
+        self._judge_progress_from_now()
         text = "association accepted: {calling} at {address} to {called}, {accepted} of {proposed} contexts"
         event: LogEvent = {
             "calling": request.calling_ae_title,
@@ -345,7 +358,9 @@ class AssociationProtocol(Protocol):
     def _refuse(self, request: AAssociateRQ, refused: Refused) -> None:
         self.parent.statistics.count_rejection(refused.counter)
         self._upper_layer.reject(refused.answer)
-        self.log.warn(
+        self.parent.repeated.warn(
+            f"{refused.why} {self.host}",
+            self.log,
             "association rejected: {calling!r} at {address} to {called!r}: {reason}",
             calling=request.calling_ae_title,
             called=request.called_ae_title,
@@ -494,14 +509,65 @@ class AssociationProtocol(Protocol):
         else:
             self._watch_idleness(timeout - silence)
 
+    def _judge_progress_from_now(self) -> None:
+        """Begin a period in which a message that is not complete has to get on."""
+        period = self.parent.limits.progress_timeout
+        if period and self.parent.limits.min_rate:
+            now = self._judged_from = self._clock.seconds()
+            self._judged_received, self._not_read = self._received, 0.0
+            if self._paused_at is not None:
+                self._paused_at = now
+            self._incomplete = self._begun()
+            self._progress = self._clock.callLater(period, self._check_progress)
+
+    def _begun(self) -> object:
+        """Stands for what the peer has begun to send, and not ended; None when that is nothing."""
+        assert self._user is not None
+        incomplete = self._user.incomplete
+        return self._upper_layer if incomplete is None and self._upper_layer.is_inside_pdu else incomplete
+
+    def _check_progress(self) -> None:
+        """One timer, too. A message that stretches over a whole period must have brought enough for it."""
+        self._progress = None
+        if self._user is None:
+            return
+        limits = self.parent.limits
+        if self._incomplete is not None and self._begun() is self._incomplete:
+            now = self._clock.seconds()
+            not_read = self._not_read + (now - self._paused_at if self._paused_at is not None else 0.0)
+            read_for = now - self._judged_from - not_read
+            if read_for < limits.progress_timeout:  # the time in which we did not read is not the peer's
+                delay = max(limits.progress_timeout - read_for, 0.001)
+                self._progress = self._clock.callLater(delay, self._check_progress)
+                return
+            if self._received - self._judged_received < limits.min_rate * read_for:
+                self.parent.statistics.slow += 1
+                self._abort(0, 0, f"less than {limits.min_rate:g} bytes a second of what it had begun")
+                return
+        self._judge_progress_from_now()
+
     def _set_reading(self) -> None:
         if not self._connected or self._closing is not None:
             return
         assert self.transport is not None
         if self._waits_for_storage or self._unread is not None:
+            if self._paused_at is None:
+                self._paused_at = self._clock.seconds()
             self.transport.pauseProducing()
         else:
+            if self._paused_at is not None:
+                self._not_read += self._clock.seconds() - self._paused_at
+                self._paused_at = None
             self.transport.resumeProducing()
+
+    def _not_taken(self) -> None:
+        """The peer has had its time to read what we sent. What we would say now it would not read either."""
+        self._unread = None
+        if self._user is not None:
+            self.parent.statistics.slow += 1
+            self._log_abort("it does not take our answers", 0, 0)
+            self._end_association()
+        self._cut()
 
     def _close(self) -> None:
         if self._closing is None and self.transport is not None:
@@ -544,8 +610,8 @@ class AssociationFactory(Factory):
     """Makes the protocols, counts them, and holds the limits that are of the whole.
 
     ``user_factory`` makes the services for an association that was accepted; ``occupancy`` counts associations
-    over several processes, if there are. ``access`` judges requests, by default by the policy alone;
-    ``authenticator`` checks users, if they are to be.
+    over several processes, if there are, and ``admission`` connections. ``access`` judges requests, by default by
+    the policy alone; ``authenticator`` checks users, if they are to be.
     """
 
     noisy = False
@@ -560,6 +626,7 @@ class AssociationFactory(Factory):
         statistics: Statistics,
         occupancy: Occupancy | None = None,
         access: Access | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.policy = policy
         self.access = access if access is not None else Access(Callers(), policy)
@@ -568,8 +635,14 @@ class AssociationFactory(Factory):
         self.user_factory = user_factory
         self.clock = clock
         self.statistics = statistics
+        self.admission = (
+            admission if admission is not None else Admission(limits.max_per_address, limits.max_rate)
+        )
+        self.in_flight = InFlight(limits.max_in_flight)
+        self.repeated = Repeated(clock)
         self.occupancy = occupancy if occupancy is not None else Occupancy(limits.max_assoc)
         self.associations: set[AssociationProtocol] = set()
+        self._admitted: set[AssociationProtocol] = set()
         self.pending: dict[AssociationProtocol, None] = {}  # in the order of their coming
         self._draining = False
         self._drained: Deferred[None] | None = None
@@ -577,7 +650,7 @@ class AssociationFactory(Factory):
     def buildProtocol(self, addr: IAddress | None) -> AssociationProtocol:
         host, port = getattr(addr, "host", None), getattr(addr, "port", None)
         address = f"{host}:{port}" if host is not None else "local socket"
-        return AssociationProtocol(self, address, host)
+        return AssociationProtocol(self, address, host or "")
 
     def begin(self, caller: Caller) -> Refused | None:
         """Count one more association, if there is room for it."""
@@ -591,7 +664,20 @@ class AssociationFactory(Factory):
 
     def opened(self, protocol: AssociationProtocol) -> None:
         self.statistics.connections += 1
-        self._wait(protocol)
+        refusal = self.admission.admit(protocol.host, self.clock.seconds())
+        if refusal:
+            self.statistics.refused += 1
+            self.repeated.warn(
+                f"refused {protocol.host}",
+                self.log,
+                "{address} refused: {why}",
+                address=protocol.address,
+                why=refusal,
+            )
+            protocol.abort(refusal)
+        else:
+            self._admitted.add(protocol)
+            self._wait(protocol)
 
     def associated(self, protocol: AssociationProtocol) -> None:
         self.statistics.associations += 1
@@ -607,6 +693,9 @@ class AssociationFactory(Factory):
 
     def closed(self, protocol: AssociationProtocol) -> None:
         self._forget(protocol)
+        if protocol in self._admitted:
+            self._admitted.remove(protocol)
+            self.admission.leave(protocol.host)
         self._check_drained()
 
     def drop_oldest(self) -> None:
@@ -615,6 +704,14 @@ class AssociationFactory(Factory):
             # Out of the count at once: many more may come before the transport has closed this one.
             oldest = next(iter(self.pending))
             self._forget(oldest)
+            self.statistics.dropped += 1
+            self.repeated.warn(
+                "dropped",
+                self.log,
+                "{address} dropped: more than {most} connections without an association",
+                address=oldest.address,
+                most=self.limits.max_pending,
+            )
             oldest.abort("too many connections without an association")
 
     def _forget(self, protocol: AssociationProtocol) -> None:
@@ -641,6 +738,7 @@ class AssociationFactory(Factory):
                 protocol.abort("the server stops")
         timer = self.clock.callLater(deadline, self.abort_all)
         self._drained.addCallback(lambda _: timer.cancel() if timer.active() else None)
+        self._drained.addCallback(lambda _: self.repeated.stop())
         drained = self._drained
         self._check_drained()
         return drained

@@ -15,8 +15,9 @@ from storescp.archive import Archive, CannotOpen
 from storescp.authentication import Authenticator
 from storescp.config import Config, ConfigError
 from storescp.index import IndexUnavailable
+from storescp.limits import Admission, Limits
 from storescp.negotiation import Policy
-from storescp.protocol import AssociationFactory, AssociationProtocol, Limits
+from storescp.protocol import AssociationFactory, AssociationProtocol
 from storescp.scp import StorageSCP
 from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION
 from storescp.space import FreeSpace
@@ -27,7 +28,7 @@ from storescp.store import InstanceStore
 class Receiver:
     """The associations that connections made by ``factory`` bring, and the archive behind them.
 
-    *statistics* and *occupancy* may be those of one process of several.
+    *statistics*, *occupancy* and *admission* may be those of one process of several.
     """
 
     log = Logger()
@@ -38,6 +39,7 @@ class Receiver:
         reactor: ReactorBase,
         statistics: Statistics | None = None,
         occupancy: Occupancy | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.config = config
         self.statistics = statistics if statistics is not None else Statistics()
@@ -58,12 +60,18 @@ class Receiver:
                 timeout=config.timeout,
                 artim_timeout=config.artim_timeout,
                 auth_timeout=config.access.auth_timeout,
+                max_per_address=config.max_per_address,
+                max_rate=config.max_rate,
+                min_rate=config.min_rate,
+                progress_timeout=config.progress_timeout,
+                max_in_flight=-(-config.max_in_flight // max(config.workers, 1)),  # each its share
             ),
             self._make_user,
             reactor,
             self.statistics,
             occupancy,
             Access(config.access.callers, policy, user_required=config.access.auth_required),
+            admission,
         )
         self._reactor = reactor
         self._archive: Archive | None = None
@@ -112,7 +120,11 @@ class Receiver:
     def _make_user(self, association: AssociationProtocol) -> StorageSCP:
         assert self._store is not None
         return StorageSCP(
-            association, self._store, self.statistics, log_patient_data=self.config.log_patient_data
+            association,
+            self._store,
+            self.statistics,
+            log_patient_data=self.config.log_patient_data,
+            max_object_size=self.config.max_object_size,
         )
 
     def _space_found(self, enough: bool, free: int) -> None:

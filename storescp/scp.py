@@ -41,12 +41,15 @@ class StorageSCP:
         statistics: Statistics,
         *,
         log_patient_data: bool = False,
+        max_object_size: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._association = association
         self._store = store
         self._statistics = statistics
         self._log_patient_data = log_patient_data
+        self._max_object_size = max_object_size
+        self._size = 0  # of the data set that is arriving, as far as there is a limit
         self._monotonic = monotonic
         self._messages = MessageReader()
         self._incoming: IIncomingInstance | None = None
@@ -62,6 +65,11 @@ class StorageSCP:
             self._store.collect()
         return self._outstanding > 0
 
+    @property
+    def incomplete(self) -> object:
+        """See IAssociationUser."""
+        return self._messages.incomplete
+
     def fragment_received(self, fragment: Fragment) -> None:
         """See IAssociationUser."""
         if fragment.is_command:
@@ -70,6 +78,8 @@ class StorageSCP:
                 self._command(fragment.presentation_context_id, command)
             return
         self._messages.data_set(fragment)
+        if self._max_object_size:
+            self._limit_size(len(fragment.data))
         incoming = self._incoming
         if incoming is not None:
             incoming.write(fragment.data)
@@ -121,6 +131,7 @@ class StorageSCP:
             self._refuse(request, *(refusal or (Status.CANNOT_UNDERSTAND, "no data set")))
             return
         self._request, self._refusal = request, refusal
+        self._size = 0
         if refusal is None:
             origin = Origin(
                 sop_class,
@@ -132,6 +143,18 @@ class StorageSCP:
                 association.caller.duplicate,
             )
             self._incoming = self._store.begin(origin, association)
+
+    def _limit_size(self, more: int) -> None:
+        """Give up an instance as soon as it is too large: what was stored of it goes, what still comes is not kept.
+
+        It is answered when all of it has come: senders do not listen before.
+        """
+        self._size += more
+        if self._incoming is not None and self._size > self._max_object_size:
+            self._incoming.cancel()
+            self._incoming = None
+            self._statistics.oversized += 1
+            self._refusal = Status.OUT_OF_RESOURCES, f"larger than {self._max_object_size} bytes"
 
     def _data_set_complete(self) -> None:
         request, incoming = self._request, self._incoming

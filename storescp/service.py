@@ -235,6 +235,15 @@ class StoreSCPService(Service):
 
     def _farewell(self) -> None:
         statistics = self._crew.statistics
+        if statistics.refused or statistics.dropped or statistics.slow or statistics.oversized:
+            self.log.info(
+                "limits: {refused} connections refused, {dropped} dropped without an association,"
+                " {slow} associations too slow, {oversized} instances too large",
+                refused=statistics.refused,
+                dropped=statistics.dropped,
+                slow=statistics.slow,
+                oversized=statistics.oversized,
+            )
         self.log.info(
             "stopped after {uptime:.0f} s: {associations} associations ({rejected} rejected, {aborted} aborted),"
             " {messages} messages, {stored} instances stored ({bytes_stored} bytes), {failed} failed,"

@@ -26,6 +26,14 @@ class Statistics:
     rejected_called: int = 0
     rejected_users: int = 0
     rejected_full: int = 0
+    refused: int = 0
+    """Connections that were closed at once, by --max-per-address or --max-rate."""
+    dropped: int = 0
+    """Connections without an association that had to make room for others."""
+    slow: int = 0
+    """Associations that were ended because the peer did not send, or take, what it had begun."""
+    oversized: int = 0
+    """Instances that were refused for their size."""
 
     def count_rejection(self, name: str) -> None:
         """One more, for what the count *name* stands for; empty: for something else."""

@@ -44,6 +44,9 @@ CHECKPOINT = 5.0
 #: What a piece costs beside its bytes, so that a data set in crumbs is bounded like any other.
 PIECE_OVERHEAD = 1024
 
+#: A data set below this does not keep alive what came in the same read: many may wait, each with 256 KiB for company.
+SMALL = 32 * 1024
+
 
 class Mismatch(ValueError):
     """The data set is not of the SOP class or instance that the command named."""
@@ -289,14 +292,16 @@ class IncomingInstance:
         size += PIECE_OVERHEAD
         self._pieces.append(data)
         self._held += size
-        self._flow.held(size)
-        if self._held >= BATCH_BYTES and not self._running:
+        is_enough = self._flow.held(size)
+        if (is_enough or self._held >= BATCH_BYTES) and not self._running:
             self._submit()
 
     def finish(self, answer: Answer | None = None) -> Deferred[Outcome]:
         """See IIncomingInstance."""
         self._answer = answer
         self._complete = True
+        if self._size < SMALL and self._pieces and _is_crumb(self._pieces):
+            self._pieces = [b"".join(self._pieces)]
         if not self._running:
             self._submit()
         return self._finished
@@ -310,7 +315,8 @@ class IncomingInstance:
 
     def chunk_done(self) -> None:
         """The worker is through with the chunk."""
-        self._flow.released(self.chunk_held)  # which may bring more at once: before the chunk is given up
+        # Which may bring more at once: before the chunk is given up.
+        is_enough = self._flow.released(self.chunk_held)
         self._running = False
         if self._cancelled:
             if self.file is not None:
@@ -321,7 +327,7 @@ class IncomingInstance:
             self._drop()
             if self._complete:
                 self._finished.callback(self._outcome())
-        elif self._complete or self._held >= BATCH_BYTES:
+        elif self._complete or self._held >= BATCH_BYTES or (is_enough and self._held):
             self._submit()
 
     def _submit(self) -> None:
@@ -454,3 +460,8 @@ class IncomingInstance:
             received=datetime.date.fromtimestamp(self.received_at),
         )
         self.path = f"{origin.directory}/{path}" if origin.directory else path
+
+
+def _is_crumb(pieces: list[bytes | memoryview]) -> bool:
+    """Whether a small data set is part of a much larger read."""
+    return any(memoryview(memoryview(end).obj).nbytes > 4 * SMALL for end in (pieces[0], pieces[-1]))

@@ -23,9 +23,10 @@ from twisted.logger import Logger
 
 from storescp.archive import Archive, CannotOpen
 from storescp.config import Config
+from storescp.logs import Repeated
 from storescp.reader import Reader
 from storescp.receiver import close, report
-from storescp.shared import SharedCounts
+from storescp.shared import SharedAdmission, SharedCounts
 from storescp.statistics import Statistics
 from storescp.worker_process import ORDERLY, Accepted, WorkerProcess
 
@@ -56,6 +57,9 @@ class Supervisor:
         self._reactor = reactor
         self._archive: Archive | None = None
         self._counts = SharedCounts.create(config.workers)
+        self._admission = SharedAdmission(self._counts, config.max_per_address, config.max_rate)
+        self._statistics = Statistics()
+        self._repeated = Repeated(reactor)
         self._pickled = os.memfd_create("storescp-config")
         os.write(self._pickled, pickle.dumps(config))
         self._workers = [
@@ -81,8 +85,11 @@ class Supervisor:
 
     @property
     def statistics(self) -> Statistics:
-        """Of all workers, those that have died too."""
-        return self._counts.total()
+        """Of all workers, those that have died too, and our own of what no worker was given."""
+        total = self._counts.total()
+        total.connections += self._statistics.connections
+        total.refused += self._statistics.refused
+        return total
 
     @property
     def associations(self) -> int:
@@ -155,7 +162,7 @@ class Supervisor:
     def _accept(self, listener: socket.socket, secure: bool) -> None:
         for _ in range(ACCEPTS):
             try:
-                connection, _ = listener.accept()
+                connection, address = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -165,16 +172,36 @@ class Supervisor:
                 self._pause = self._reactor.callLater(PAUSE, self._resume)
                 self._set_accepting()
                 return
-            if not self._hand_over(Accepted(connection, secure)):
-                self.log.error("no worker takes a connection: it is closed")
+            # Not the name of a local socket, which is a text or bytes.
+            host = address[0] if isinstance(address, tuple) else ""
+            if not self._admit(Accepted(connection, secure, host)):
                 connection.close()
+
+    def _admit(self, accepted: Accepted) -> bool:
+        """Whether it may come in, and somebody takes it."""
+        host = accepted.host
+        refusal = self._admission.admit(host, self._reactor.seconds())
+        if refusal:
+            self._statistics.connections += 1
+            self._statistics.refused += 1
+            self._repeated.warn(f"refused {host}", self.log, "{host} refused: {why}", host=host, why=refusal)
+            return False
+        if not self._hand_over(accepted):
+            self.log.error("no worker takes a connection: it is closed")
+            return False
+        return True
 
     def _resume(self) -> None:
         self._pause = None
         self._set_accepting()
 
     def _hand_over(self, accepted: Accepted) -> bool:
-        return hand_over(accepted, self._workers, self.config.max_pending, self._credentials)
+        number = self._admission.number(accepted.host)
+        text = f"{number} {accepted.host}" if number else ""
+        worker = hand_over(accepted, self._workers, self.config.max_pending, self._credentials, text)
+        if worker is not None:
+            self._admission.given(worker.number, number)
+        return worker is not None
 
     def _hand_over_left(self) -> None:
         while self._left and self._hand_over(self._left[0]):
@@ -218,6 +245,7 @@ class Supervisor:
         self._set_accepting()
 
     def _ended(self, worker: WorkerProcess, how: str, left: list[Accepted]) -> None:
+        self._admission.ended(worker.number)
         self._left += left
         if self._stopping:
             self._close_left()
@@ -249,6 +277,7 @@ class Supervisor:
             self._pause.cancel()
         if self._credentials is not None:
             self._credentials.close()
+        self._repeated.stop()
         os.close(self._pickled)
         os.close(self._counts.descriptor)
         if self._archive is not None:
@@ -260,14 +289,16 @@ def hand_over(
     workers: Sequence[WorkerProcess],
     max_pending: int,
     credentials: IO[bytes] | None = None,
-) -> bool:
-    """Give a connection to the least busy of *workers* that takes it; false when none does.
+    text: str = "",
+) -> WorkerProcess | None:
+    """Give a connection, and *text*, to the least busy of *workers* that takes it, and return that; None if none does.
 
     *credentials* are those for TLS. If *max_pending* connections of all have no association, there is one less before.
     """
     make_room(workers, max_pending - 1)
     ready = (worker for worker in workers if worker.is_ready)
-    return any(worker.take(accepted, credentials) for worker in sorted(ready, key=lambda worker: worker.load))
+    by_load = sorted(ready, key=lambda worker: worker.load)
+    return next((worker for worker in by_load if worker.take(accepted, credentials, text)), None)
 
 
 def make_room(workers: Sequence[WorkerProcess], most: int) -> None:

@@ -247,7 +247,14 @@ class SecureConnection(TLSMemoryBIOProtocol):
         self.abortConnection()
 
     def _refuse(self, why: str) -> None:
-        self.log.warn("TLS refused: {address}: {why}", address=self.association.address, why=why)
+        association = self.association
+        association.parent.repeated.warn(
+            f"TLS {why} {association.host}",
+            self.log,
+            "TLS refused: {address}: {why}",
+            address=association.address,
+            why=why,
+        )
 
     def _stop_timer(self) -> None:
         handshake, self._handshake = self._handshake, None

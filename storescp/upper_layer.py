@@ -323,6 +323,11 @@ class UpperLayer:
         return self.state is State.DATA_TRANSFER or self.state is State.AWAITING_LOCAL_RELEASE_RESPONSE
 
     @property
+    def is_inside_pdu(self) -> bool:
+        """Whether the peer has begun a PDU, and not ended it."""
+        return self._readable and self._reader.is_inside
+
+    @property
     def is_established(self) -> bool:
         """Whether an association stands, releasing or not."""
         return State.DATA_TRANSFER <= self.state <= State.COLLISION_ACCEPTOR_AWAITING_LOCAL_RELEASE_RESPONSE

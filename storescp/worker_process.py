@@ -34,10 +34,11 @@ ORDERLY = "ended with exit code 0"
 
 
 class Accepted(NamedTuple):
-    """A connection that was accepted, and whether its peer is to speak TLS."""
+    """A connection that was accepted, whether its peer is to speak TLS, and its IP address: empty if it has none."""
 
     connection: socket.socket
     secure: bool = False
+    host: str = ""
 
 
 class WorkerProcess:
@@ -96,10 +97,10 @@ class WorkerProcess:
         """Its connections without an association, as soon as it has read its messages."""
         return self._slot.waiting
 
-    def take(self, accepted: Accepted, credentials: IO[bytes] | None = None) -> bool:
+    def take(self, accepted: Accepted, credentials: IO[bytes] | None = None, text: str = "") -> bool:
         """Hand over a connection, which is closed here when it was taken there; false when there is no room for it.
 
-        *credentials* are those of the moment for TLS, if it speaks that.
+        *credentials* are those of the moment for TLS, if it speaks that; *text* is for who serves it.
         """
         if self._channel is None:
             return False
@@ -108,7 +109,7 @@ class WorkerProcess:
                 return False
             self._credentials = credentials
         kind = Kind.SECURE if accepted.secure else Kind.CONNECTION
-        if not self._channel.send(kind, connection=accepted.connection):
+        if not self._channel.send(kind, text, connection=accepted.connection):
             return False
         self._slot.handed += 1
         self._sent += 1

@@ -36,6 +36,7 @@ from zope.interface import implementer
 from storescp import dimse
 from storescp.dimse import Status
 from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
+from storescp.limits import Limits
 from storescp.negotiation import Policy
 from storescp.pdu import (
     PDU,
@@ -49,7 +50,7 @@ from storescp.pdu import (
     PresentationContext,
     UserInformation,
 )
-from storescp.protocol import AssociationFactory, AssociationProtocol, Limits
+from storescp.protocol import AssociationFactory, AssociationProtocol
 from storescp.scp import StorageSCP
 from storescp.sop_classes import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
 from storescp.statistics import Statistics
@@ -197,8 +198,10 @@ class MemoryTransport(StringTransport):
 class Conversation:
     """One connection to *factory*, from the side of the peer."""
 
-    def __init__(self, factory: AssociationFactory, clock: Clock, *, port: int = 50000) -> None:
-        address = IPv4Address("TCP", "192.0.2.1", port)
+    def __init__(
+        self, factory: AssociationFactory, clock: Clock, *, host: str = "192.0.2.1", port: int = 50000
+    ) -> None:
+        address = IPv4Address("TCP", host, port)
         self.clock = clock
         self.protocol, bottom = self.build(factory, address)
         self.transport = MemoryTransport(clock, address)
@@ -362,6 +365,12 @@ class World:
         artim_timeout: float = 30,
         maximum_length: int = 16384,
         log_patient_data: bool = False,
+        max_object_size: int = 0,
+        max_per_address: int = 0,
+        max_rate: float = 0,
+        min_rate: float = 0,
+        progress_timeout: float = 0,
+        max_in_flight: int = 0,
     ) -> None:
         self.clock = Clock()
         self.statistics = Statistics()
@@ -374,6 +383,7 @@ class World:
                 used,
                 self.statistics,
                 log_patient_data=log_patient_data,
+                max_object_size=max_object_size,
                 monotonic=self.clock.seconds,
             )
 
@@ -387,7 +397,15 @@ class World:
                 implementation_version_name="WORLD",
             ),
             Limits(
-                max_assoc=max_assoc, max_pending=max_pending, timeout=timeout, artim_timeout=artim_timeout
+                max_assoc=max_assoc,
+                max_pending=max_pending,
+                timeout=timeout,
+                artim_timeout=artim_timeout,
+                max_per_address=max_per_address,
+                max_rate=max_rate,
+                min_rate=min_rate,
+                progress_timeout=progress_timeout,
+                max_in_flight=max_in_flight,
             ),
             user,
             self.clock,
@@ -395,9 +413,9 @@ class World:
         )
         self._ports = iter(range(50000, 60000))
 
-    def connect(self) -> Conversation:
-        """A peer connects."""
-        peer = Conversation(self.factory, self.clock, port=next(self._ports))
+    def connect(self, host: str = "192.0.2.1") -> Conversation:
+        """A peer connects from *host*."""
+        peer = Conversation(self.factory, self.clock, host=host, port=next(self._ports))
         peer.turn()
         return peer
 

@@ -106,7 +106,8 @@ class UserTests(_TestCase):
         send = ("send", *server.address, MR, "--user", "alice", "--password-file")
         self.assertEqual([self.storescp(*send, file)[0] for file in (wrong, right)], [1, 0])
         self.assertEqual(server.stop()["rejected"], 7)
-        server.wait_for(r"wrong name or passcode of user 'alice'\n", count=5)
+        server.wait_for(r"wrong name or passcode of user 'alice'\n")
+        server.wait_for(r"wrong name or passcode of user 'alice' \(4 more like this in 60 s\)\n")
         server.wait_for("rejected for: user 7\n")
         self.assertNotIn("sesame", server.output)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import random
+import select
 import socket
 import ssl
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 
@@ -54,6 +56,7 @@ SOP_CLASS_NOT_SUPPORTED = 0x0122
 UNRECOGNIZED_OPERATION = 0x0211
 DATA_SET_DOES_NOT_MATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
+OUT_OF_RESOURCES = 0xA700
 
 MEGABYTE = 1024 * 1024
 
@@ -633,6 +636,79 @@ class UnlimitedPDUTests(HostileTestCase):
         scu.release()
 
 
+class LimitsTests(HostileTestCase):
+    """Peers that want more than the options give them."""
+
+    options = ("--max-object-size", "30M", "--max-in-flight", "1M")
+
+    def test_too_large(self) -> None:
+        """An object of 100 MB gets A700H and leaves nothing, and the next one on the association is stored."""
+        scu = self.associated()
+        self.assertEqual(
+            scu.store("1.2.5", instance("1.2.5", pixels=bytes(100 * MEGABYTE))), OUT_OF_RESOURCES
+        )
+        self.assertEqual(scu.store("1.2.6", instance("1.2.6", pixels=bytes(29 * MEGABYTE))), SUCCESS)
+        self.expect("1.2.6")
+        scu.release()
+
+    def test_little_room(self) -> None:
+        """Eight at once send 25 MB each where 1 MB may wait for storage: all of it is stored."""
+        statuses: list[int | AAbort | None] = []
+
+        def send(number: int) -> None:
+            uid = f"1.2.7.{number}"
+            statuses.extend(store(self.server.address, [(uid, instance(uid, pixels=bytes(25 * MEGABYTE)))]))
+
+        senders = [threading.Thread(target=send, args=(number,)) for number in range(8)]
+        for sender in senders:
+            sender.start()
+        for number, sender in enumerate(senders):
+            sender.join(DEADLINE)
+            self.expect(f"1.2.7.{number}")
+        self.assertEqual(statuses, [SUCCESS] * 8)
+
+
+class SlowTests(HostileTestCase):
+    """Peers that go on, but do not get on."""
+
+    options = ("--min-rate", "100K", "--progress-timeout", 0.5)
+
+    def judge(self) -> None:
+        super().judge()
+        self.server.wait_for("limits: 0 connections refused, 0 dropped .*, 1 associations too slow")
+
+    def test_slow(self) -> None:
+        """A sender that goes on and on, too slowly, is aborted; that shows in the log and at the end."""
+        scu = self.associated()
+        scu.send_command(store_command("1.2.5"))
+        scu.send(p_data(EXPLICIT_CONTEXT, False, False, instance("1.2.5")))
+        while not select.select([scu.socket], [], [], 0.05)[0]:
+            scu.send(p_data(EXPLICIT_CONTEXT, False, False, bytes(2)))
+        self.check_abort(scu, BY_USER)
+        self.server.wait_for("association aborted: RAW at .*: less than 102400 bytes a second")
+
+
+class ProbeTests(HostileTestCase):
+    """Connections that say nothing, and are within their limit however many are accepted before one is seen to go."""
+
+    options = ("--listen", "tcp:0:interface=127.0.0.1:backlog=500", "--max-pending", 500)
+    listen = False
+
+    def test_probes(self) -> None:
+        """Bare connects, as load balancers make them, and resets: nothing of that is in the log."""
+        self.server.wait_for("association released")
+        said = len(self.server.output)
+        for number in range(200):
+            scu = self.connect()
+            if number % 2:
+                scu.reset()
+            else:
+                scu.socket.close()
+        self.check_good()
+        self.server.wait_for("association released", count=2)
+        self.assertEqual(self.server.output[said:].count("\n"), 3, self.server.output[said:])
+
+
 class ConnectionTests(HostileTestCase):
     """Peers that come and do not go, or go without a word."""
 
@@ -666,20 +742,6 @@ class ConnectionTests(HostileTestCase):
         self.check_good()
         for scu in crowd[:79]:
             self.assertIsNone(scu.receive())
-
-    def test_probes(self) -> None:
-        """Bare connects, as load balancers make them, and resets: nothing of that is in the log."""
-        self.server.wait_for("association released")
-        said = len(self.server.output)
-        for number in range(200):
-            scu = self.connect()
-            if number % 2:
-                scu.reset()
-            else:
-                scu.socket.close()
-        self.check_good()
-        self.server.wait_for("association released", count=2)
-        self.assertEqual(self.server.output[said:].count("\n"), 3, self.server.output[said:])
 
     def test_resets(self) -> None:
         """Connections that break in every phase of an association leave no trace."""

@@ -23,7 +23,7 @@ PURE = (
     "upper_layer",
     "dimse",
     "statistics",
-    *("naming", "certificates", "access"),
+    *("naming", "certificates", "access", "limits"),
 )
 BLOCKING = (
     *("flushing", "part10", "index_schema", "index", "stored_file", "space", "tls_settings", "credentials"),

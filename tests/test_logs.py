@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from storescp.logs import DELAY, LineObserver, info_emitter, log_again, observer_for_twistd
+from storescp.logs import DELAY, KINDS, LineObserver, Repeated, info_emitter, log_again, observer_for_twistd
 
 
 class LineObserverTests(SynchronousTestCase):
@@ -168,3 +168,54 @@ class LogAgainTests(SynchronousTestCase):
                 (LogLevel.error, "Segmentation fault", "-"),
             ],
         )
+
+
+class RepeatedTests(SynchronousTestCase):
+    """What peers can cause as often as they like."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.repeated = Repeated(self.clock)
+        self.events: list[LogEvent] = []
+        self.log = Logger("test", observer=self.events.append)  # type: ignore[arg-type]
+
+    def warn(self, kind: str, times: int = 1) -> None:
+        for number in range(times):
+            self.repeated.warn(kind, self.log, "{name} {number}", name=kind, number=number)
+
+    def said(self) -> list[str]:
+        events, self.events[:] = list(map(formatEvent, self.events)), []
+        return events
+
+    def test_summary(self) -> None:
+        """The first at once, then how many, as long as they come; afterwards there is a first again."""
+        self.warn("a", 5)
+        self.assertEqual(self.said(), ["a 0"])
+        self.clock.advance(59)
+        self.warn("a")
+        self.clock.advance(1)
+        self.assertEqual(self.said(), ["a 0 (5 more like this in 60 s)"])
+        self.warn("a", 2)
+        self.clock.advance(60)
+        self.assertEqual(self.said(), ["a 1 (2 more like this in 60 s)"])
+        self.clock.advance(60)
+        self.assertEqual((self.said(), self.clock.getDelayedCalls()), ([], []))
+        self.warn("a")
+        self.assertEqual(self.said(), ["a 0"])
+
+    def test_kinds(self) -> None:
+        """Each kind has its first; of too many all others share one."""
+        for number in range(10 * KINDS):
+            self.warn(f"k{number}")
+        self.assertEqual(len(self.said()), KINDS + 1)
+        self.clock.advance(60)
+        self.assertEqual(self.said(), [f"k{10 * KINDS - 1} 0 ({9 * KINDS - 1} more like this in 60 s)"])
+
+    def test_stop(self) -> None:
+        """At the end all is told, and nothing is left to do."""
+        self.warn("a", 3)
+        self.said()
+        self.repeated.stop()
+        self.assertEqual(self.said(), ["a 2 (2 more like this in 60 s)"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        Repeated(self.clock).stop()

@@ -223,7 +223,7 @@ class CodecTests(SynchronousTestCase):
                 "CALLED",
                 "CALLING",
                 (PresentationContext(1, "1.2", ("1.3",)),),
-                UserInformation(0, "1.4", "V\N{REPLACEMENT CHARACTER}", user_identity=UserIdentity(1, b"a")),
+                UserInformation(0, "1.4", "V\xe9", user_identity=UserIdentity(1, b"a")),
             ),
         )
 

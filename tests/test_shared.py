@@ -11,7 +11,7 @@ from collections.abc import Callable
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.access import MAX_CALLERS
-from storescp.shared import SharedCounts, SharedOccupancy
+from storescp.shared import ADDRESSES, Departures, SharedAdmission, SharedCounts, SharedOccupancy
 from storescp.statistics import Statistics
 from tests.server import DEADLINE, environment
 
@@ -172,3 +172,54 @@ class SharedCountsTests(SynchronousTestCase):
         kept = [int(worker.communicate(timeout=DEADLINE)[0]) for worker in workers]
         self.assertEqual([slot.associations for slot in self.counts.slots], kept)
         self.assertEqual(sum(kept), 50)
+
+
+class AdmissionTests(SynchronousTestCase):
+    """SharedAdmission in the parent, Departures in its workers."""
+
+    def setUp(self) -> None:
+        counts = SharedCounts.create(2)
+        self.addCleanup(os.close, counts.descriptor)
+        self.parent = SharedAdmission(counts, 3, 0)
+        theirs = SharedCounts(counts.descriptor, 2)
+        self.workers = [Departures(slot) for slot in theirs.slots]
+
+    def connect(self, worker: int, host: str = "192.0.2.1") -> bool:
+        """A connection is given to *worker*, if it is let in."""
+        if self.parent.admit(host, 0.0):
+            return False
+        number = self.parent.number(host)
+        self.parent.given(worker, number)
+        self.workers[worker].expect(host, number)
+        return True
+
+    def test_of_all_workers(self) -> None:
+        """The connections from an address count wherever they are, until they have left."""
+        self.assertEqual([self.connect(n % 2) for n in range(5)], [True, True, True, False, False])
+        self.assertTrue(self.connect(0, "192.0.2.2"))
+        self.workers[1].leave("192.0.2.1")
+        self.assertEqual([self.connect(0), self.connect(0)], [True, False])
+
+    def test_dead_worker(self) -> None:
+        """The connections of a worker that has ended count no more, and what it had counted does not either."""
+        for worker in (0, 1, 1):
+            self.connect(worker)
+        self.workers[1].leave("192.0.2.1")
+        self.parent.ended(1)
+        self.assertEqual(self.parent.count("192.0.2.1"), 1)
+        self.assertEqual([self.connect(1) for _ in range(3)], [True, True, False])
+
+    def test_numbers_are_used_again(self) -> None:
+        """Any number of addresses that come and go need no more numbers than are there at a time."""
+        for number in range(2 * ADDRESSES):
+            host = f"10.0.0.{number}"
+            self.assertTrue(self.connect(0, host))
+            self.workers[0].leave(host)
+        self.assertEqual(self.workers[0]._open, {})
+        self.assertTrue(all(self.connect(1, "192.0.2.9") for _ in range(3)))
+        self.assertFalse(self.connect(1, "192.0.2.9"))
+
+    def test_not_expected(self) -> None:
+        """A connection that is not counted may leave as well."""
+        self.workers[0].leave("")
+        self.workers[0].leave("192.0.2.7")

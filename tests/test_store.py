@@ -72,15 +72,18 @@ class MemoryIndex(Index):
 class MemoryFlow:
     """Counts what is held."""
 
-    def __init__(self) -> None:
+    def __init__(self, enough: float = float("inf")) -> None:
         self.now = self.most = 0
+        self.enough = enough
 
-    def held(self, size: int) -> None:
+    def held(self, size: int) -> bool:
         self.now += size
         self.most = max(self.most, self.now)
+        return self.now >= self.enough
 
-    def released(self, size: int) -> None:
+    def released(self, size: int) -> bool:
         self.now -= size
+        return self.now >= self.enough
 
 
 def origin(

@@ -62,7 +62,7 @@ class HandOverTests(SynchronousTestCase):
         taken = []
         for _ in range(count):
             connection = self.connection.dup()
-            taken.append(hand_over(Accepted(connection), self.workers, max_pending))
+            taken.append(hand_over(Accepted(connection), self.workers, max_pending) is not None)
             if not taken[-1]:
                 connection.close()
         return taken
@@ -187,10 +187,10 @@ class HandOverTests(SynchronousTestCase):
         self.assertEqual([peer.recv(1) for peer in peers[:2]], [b""] * 2)
         self.ends[0].close()
         left = self.workers[0].close()
-        for connection, _ in left:
+        for connection, _, _ in left:
             self.addCleanup(connection.close)
-        self.assertEqual([secure for _, secure in left], [False, True, False])
-        for (connection, _), peer in zip(left, peers[2:], strict=False):
+        self.assertEqual([accepted.secure for accepted in left], [False, True, False])
+        for (connection, _, _), peer in zip(left, peers[2:], strict=False):
             connection.sendall(b"x")
             self.assertEqual(peer.recv(2), b"x")
 

@@ -27,6 +27,7 @@ from storescp.certificates import PeerCertificate
 from storescp.config import Config, ConfigError, load
 from storescp.credentials import BadCredentials, read
 from storescp.dimse import encode_command
+from storescp.logs import INTERVAL
 from storescp.pdu import AAssociateAC, AReleaseRP
 from storescp.protocol import HIGH_WATER, READ_SIZE, AssociationFactory, AssociationProtocol
 from storescp.tls import TLS, SecureConnection, SecureFactory
@@ -228,6 +229,7 @@ class ConnectionTests(_TestCase):
         self.assertEqual(self.world.factory.pending, {})
         (event,) = (event for event in events if event["log_level"] > LogLevel.info)
         self.assertEqual(event["address"], "192.0.2.1:50000")
+        self.world.clock.advance(INTERVAL)  # what is the same again would be counted only
         return str(event["why"])
 
     def test_refused(self) -> None:
@@ -252,6 +254,19 @@ class ConnectionTests(_TestCase):
         self.tls.settings = self.settings(ClientCertificate.REQUEST)
         self.tls.load()
         self.assertIn("not trusted", self.refused(self.connect(*other.issue("ct2"))))
+
+    def test_refused_again(self) -> None:
+        """One that comes again and again is one line, and another one a minute later with how often."""
+        with capturedLogs() as events:
+            for _ in range(3):
+                peer = self.connect()
+                with self.assertRaises(ssl.SSLError):
+                    peer.handshake()
+                    peer.say(b"\1")
+            self.world.clock.advance(INTERVAL)
+        warnings = [event for event in events if event["log_level"] > LogLevel.info]
+        self.assertEqual([event.get("more") for event in warnings], [None, 2])
+        self.assertEqual({event["why"] for event in warnings}, {"peer did not return a certificate"})
 
     def test_no_list_of_the_issuer(self) -> None:
         """With revocation lists, but none of a certificate's authority, or an old one, the certificate is refused."""

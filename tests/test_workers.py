@@ -171,6 +171,26 @@ class SendersTests(SynchronousTestCase):
             self.assertIsNone(peers[0].receive())
             self.assertEqual(select.select([peer.socket for peer in peers[1:]], [], [], 0)[0], [])
 
+    def test_per_address(self) -> None:
+        """--max-per-address is a limit of all workers together, and a connection that ends makes room."""
+        server = Server(self, "--workers", 2, "--max-per-address", 3)
+        with contextlib.ExitStack() as stack:
+            peers = [stack.enter_context(RawSCU(server.address)) for _ in range(4)]
+            for peer in peers[:3]:
+                self.assertIsInstance(peer.associate(), AAssociateAC)
+            self.assertIsNone(peers[3].receive())
+            server.wait_for("127.0.0.1 refused: more than 3 connections from there")
+            peers[0].release()
+            deadline = time.monotonic() + DEADLINE
+            answer = None
+            while answer is None and time.monotonic() < deadline:  # until its worker has seen it go
+                with contextlib.suppress(ConnectionError):
+                    answer = stack.enter_context(RawSCU(server.address)).associate()
+            self.assertIsInstance(answer, AAssociateAC)
+        statistics = server.stop()
+        self.assertEqual(statistics["associations"], 4)
+        server.wait_for(r"limits: [1-9]\d* connections refused, 0 dropped")
+
     def test_too_many_files(self) -> None:
         """When the server may open nothing more, a connection waits until it may, and is served."""
         server = Server(self, "--workers", 2)

@@ -1,0 +1,160 @@
+"""Renews the seeds: ``python -m fuzz.capture`` has real senders talk to the real server through a recording proxy.
+
+What they say becomes seeds of whole conversations; cut up it gives those of the decoders.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import socket
+import struct
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+
+from pynetdicom import AE
+from twisted.trial.unittest import SynchronousTestCase
+
+from fuzz import HERE
+from storescp import pdu
+from storescp.part10 import FileMeta
+from storescp.pdu import AAssociateRQ, Fragment, PDUReader
+from tests.conversation import (
+    CT_IMAGE_STORAGE,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    data_set,
+)
+from tests.server import Server, run
+
+#: The byte in front of a conversation: in one piece, and then the peer hangs up.
+WHOLE = b"\x20"
+
+
+class Recorder:
+    """Stands between a sender and the server at *address*, one connection at a time, and keeps what the sender says."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.said: list[bytes] = []
+        self._address = address
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            sender, _ = self._listener.accept()
+            with sender, socket.create_connection(self._address) as server:
+                back = threading.Thread(target=_copy, args=(server, sender, lambda data: None))
+                back.start()
+                self.said.append(b"")
+                _copy(sender, server, self._record)
+                back.join()
+
+    def _record(self, data: bytes) -> None:
+        self.said[-1] += data
+
+
+def _copy(source: socket.socket, target: socket.socket, see: Callable[[bytes], None]) -> None:
+    try:
+        while data := source.recv(65536):
+            see(data)
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Two small images, in explicit and implicit VR."""
+    for number, syntax in enumerate((EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)):
+        uid = f"1.2.3.{number}"
+        content = data_set(
+            uid,
+            transfer_syntax_uid=syntax,
+            pixels=bytes(64),
+            Rows=4,
+            Columns=8,
+            SpecificCharacterSet="ISO_IR 100",
+        )
+        path = folder / f"{number}.dcm"
+        path.write_bytes(FileMeta(CT_IMAGE_STORAGE, syntax, "SCU", "SCP").encode(uid) + content)
+        yield path
+
+
+def converse(port: int, images: list[pathlib.Path]) -> Iterator[str]:
+    """Have each sender say something, and yield what to call that."""
+    senders: tuple[tuple[str, list[object]], ...] = (
+        ("dcmtk-echo", ["echoscu", "-aet", "SENDER", "127.0.0.1", port]),
+        ("dcmtk-store", ["storescu", "127.0.0.1", port, *images]),
+        ("dcmtk-user", ["storescu", "-usr", "somebody", "-pwd", "secret", "127.0.0.1", port, images[1]]),
+        ("dcmtk-required", ["storescu", "-R", "--max-pdu", 4096, "127.0.0.1", port, images[0]]),
+        ("gdcm-echo", ["gdcmscu", "--echo", "127.0.0.1", port]),
+        ("gdcm-store", ["gdcmscu", "--store", "127.0.0.1", port, images[0]]),
+    )
+    for name, (program, *arguments) in senders:
+        done = run(str(program), *arguments)
+        if done.returncode and program != "gdcmscu":  # which aborts after the release, whoever it talks to
+            raise SystemExit(f"{name}: {done.stdout}")
+        yield name
+    entity = AE("PYNETDICOM")
+    entity.add_requested_context(CT_IMAGE_STORAGE, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN])
+    association = entity.associate("127.0.0.1", port)
+    association.send_c_store(images[1])
+    association.release()
+    yield "pynetdicom-store"
+    association = entity.associate("127.0.0.1", port)
+    association.abort()
+    yield "pynetdicom-abort"
+
+
+def save(target: str, name: str, data: bytes) -> None:
+    """Keep a seed."""
+    folder = HERE / "seeds" / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+
+
+def cut_up(name: str, stream: bytes) -> None:
+    """Make the seeds of the decoders out of what one sender said."""
+    save("conversation", name, WHOLE + stream)
+    save("pdus", name, b"\x3f" + stream)
+    reader = PDUReader(0)
+    reader.feed(stream)
+    data, number = b"", 0
+    while (item := reader.next()) is not None:
+        if isinstance(item, AAssociateRQ):
+            save("user_information", name, item.user_information.encode()[4:])
+        elif isinstance(item, Fragment):
+            data += item.data
+            if item.is_last:
+                kind = "command" if item.is_command else "head"
+                explicit = data[4:6].isalpha()
+                save(kind, f"{name}-{number}", data if item.is_command else bytes([explicit]) + data)
+                data, number = b"", number + 1
+
+
+def main() -> None:
+    """Capture all."""
+    case = SynchronousTestCase()
+    shutil.rmtree(HERE / "seeds", ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        images = list(files(pathlib.Path(folder)))
+        try:
+            recorder = Recorder(Server(case, "--duplicate", "replace").address)
+            for name in converse(recorder.port, images):
+                cut_up(name, recorder.said[-1])
+        finally:
+            case.doCleanups()
+        for image in images:
+            save("stored", image.stem, image.read_bytes())
+    contexts = tuple(pdu.PresentationContext(2 * n + 1, "1.2.3", ("1.2", "1.3")) for n in range(128))
+    save("pdus", "many-contexts", b"\x00" + AAssociateRQ("A", "B", contexts).encode())
+    save("pdus", "refusals", b"\x01" + pdu.AAssociateRJ(1, 1, 7).encode() + pdu.AAbort(2, 6).encode())
+    items = struct.pack(">BxH", 0x58, 10) + b"\2\1\0\1A\0\3xyz" + struct.pack(">BxHHH", 0x53, 4, 1, 1)
+    save("user_information", "identity-and-window", items)
+
+
+if __name__ == "__main__":
+    main()
