@@ -1,6 +1,7 @@
 """What peers may cost, and who of them goes beyond it: values and counts, without a clock.
 
-What belongs here: judgements. Who acts on them is :mod:`storescp.protocol`, or the parent of several processes.
+What belongs here: judgements. Who acts on them are :mod:`storescp.protocol` and
+:mod:`storescp.connections`, or the parent of several processes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred
 from twisted.internet.interfaces import (
@@ -21,31 +21,23 @@ from twisted.internet.interfaces import (
     IConsumer,
     IDelayedCall,
     IPushProducer,
-    IReactorTime,
     ISystemHandle,
     ITCPTransport,
 )
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import LogEvent, Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from storescp.access import ANYONE, Access, Admitted, Caller, Callers, Refused, user_refused, user_unchecked
+from storescp.access import ANYONE, Admitted, Refused, user_refused, user_unchecked
 from storescp.certificates import PeerCertificate
-from storescp.interfaces import IAssociation, IAssociationUser, IAuthenticator, Unauthorized
-from storescp.limits import Admission, InFlight, Limits
-from storescp.logs import Repeated, info_emitter
-from storescp.negotiation import (
-    LOCAL_LIMIT_EXCEEDED,
-    REJECT_REASONS,
-    AcceptedContext,
-    Policy,
-    accepted_contexts,
-)
+from storescp.connections import Connections
+from storescp.interfaces import IAssociation, IAssociationUser, Unauthorized
+from storescp.logs import info_emitter
+from storescp.negotiation import AcceptedContext, accepted_contexts
 from storescp.pdu import AAssociateRQ, Fragment, ProtocolViolation
-from storescp.statistics import Occupancy, Statistics
 from storescp.upper_layer import (
     AbortIndication,
     AssociateIndication,
@@ -67,9 +59,6 @@ WRITE_TIMEOUT = 300.0
 
 #: Seconds that a peer has to take our last bytes and close, before the connection is cut.
 CLOSE_TIMEOUT = 10.0
-
-
-UserFactory: TypeAlias = "Callable[[AssociationProtocol], IAssociationUser]"
 
 
 class IConnection(ITCPTransport, ISystemHandle, IPushProducer, IConsumer):
@@ -601,160 +590,10 @@ def _bottom(transport: IConnection) -> IConnection:
     return transport
 
 
-def _counted(caller: Caller) -> int | None:
-    """The number under which a caller's associations are counted, where they are."""
-    return caller.number if caller.max_assoc else None
-
-
-class AssociationFactory(Factory):
-    """Makes the protocols, counts them, and holds the limits that are of the whole.
-
-    ``user_factory`` makes the services for an association that was accepted; ``occupancy`` counts associations
-    over several processes, if there are, and ``admission`` connections. ``access`` judges requests, by default by
-    the policy alone; ``authenticator`` checks users, if they are to be.
-    """
-
-    noisy = False
-    log = Logger()
-
-    def __init__(
-        self,
-        policy: Policy,
-        limits: Limits,
-        user_factory: UserFactory,
-        clock: IReactorTime,
-        statistics: Statistics,
-        occupancy: Occupancy | None = None,
-        access: Access | None = None,
-        admission: Admission | None = None,
-    ) -> None:
-        self.policy = policy
-        self.access = access if access is not None else Access(Callers(), policy)
-        self.authenticator: IAuthenticator | None = None
-        self.limits = limits
-        self.user_factory = user_factory
-        self.clock = clock
-        self.statistics = statistics
-        self.admission = (
-            admission if admission is not None else Admission(limits.max_per_address, limits.max_rate)
-        )
-        self.in_flight = InFlight(limits.max_in_flight)
-        self.repeated = Repeated(clock)
-        self.occupancy = occupancy if occupancy is not None else Occupancy(limits.max_assoc)
-        self.associations: set[AssociationProtocol] = set()
-        self._admitted: set[AssociationProtocol] = set()
-        self.pending: dict[AssociationProtocol, None] = {}  # in the order of their coming
-        self._draining = False
-        self._drained: Deferred[None] | None = None
+class AssociationFactory(Connections[AssociationProtocol]):
+    """Makes the protocols."""
 
     def buildProtocol(self, addr: IAddress | None) -> AssociationProtocol:
         host, port = getattr(addr, "host", None), getattr(addr, "port", None)
         address = f"{host}:{port}" if host is not None else "local socket"
         return AssociationProtocol(self, address, host or "")
-
-    def begin(self, caller: Caller) -> Refused | None:
-        """Count one more association, if there is room for it."""
-        why = REJECT_REASONS[LOCAL_LIMIT_EXCEEDED]
-        if not self._draining:
-            if self.occupancy.begin(_counted(caller), caller.max_assoc):
-                return None
-            if not self.occupancy.is_full:
-                why += f": callers.{caller.name} allows {caller.max_assoc} associations"
-        return Refused(LOCAL_LIMIT_EXCEEDED, why, "rejected_full")
-
-    def opened(self, protocol: AssociationProtocol) -> None:
-        self.statistics.connections += 1
-        refusal = self.admission.admit(protocol.host, self.clock.seconds())
-        if refusal:
-            self.statistics.refused += 1
-            self.repeated.warn(
-                f"refused {protocol.host}",
-                self.log,
-                "{address} refused: {why}",
-                address=protocol.address,
-                why=refusal,
-            )
-            protocol.abort(refusal)
-        else:
-            self._admitted.add(protocol)
-            self._wait(protocol)
-
-    def associated(self, protocol: AssociationProtocol) -> None:
-        self.statistics.associations += 1
-        self.associations.add(protocol)
-        self._forget(protocol)
-
-    def disassociated(self, protocol: AssociationProtocol) -> None:
-        self.associations.discard(protocol)
-        self.occupancy.end(_counted(protocol.caller))
-        if protocol.is_connected:
-            self._wait(protocol)
-        self._check_drained()
-
-    def closed(self, protocol: AssociationProtocol) -> None:
-        self._forget(protocol)
-        if protocol in self._admitted:
-            self._admitted.remove(protocol)
-            self.admission.leave(protocol.host)
-        self._check_drained()
-
-    def drop_oldest(self) -> None:
-        """Close the connection that has been longest without an association, if there is one."""
-        if self.pending:
-            # Out of the count at once: many more may come before the transport has closed this one.
-            oldest = next(iter(self.pending))
-            self._forget(oldest)
-            self.statistics.dropped += 1
-            self.repeated.warn(
-                "dropped",
-                self.log,
-                "{address} dropped: more than {most} connections without an association",
-                address=oldest.address,
-                most=self.limits.max_pending,
-            )
-            oldest.abort("too many connections without an association")
-
-    def _forget(self, protocol: AssociationProtocol) -> None:
-        self.pending.pop(protocol, None)
-        self.occupancy.waiting(len(self.pending))
-
-    def _wait(self, protocol: AssociationProtocol) -> None:
-        """Keep a connection without an association, at the cost of the one that has had it longest."""
-        self.pending[protocol] = None
-        if len(self.pending) > self.limits.max_pending:
-            self.drop_oldest()
-        else:
-            self.occupancy.waiting(len(self.pending))
-
-    def drain(self, deadline: float) -> Deferred[None]:
-        """Take no new associations, let the present ones end, abort after *deadline* seconds what is left.
-
-        Fires when no connection is left.
-        """
-        self._draining = True
-        self._drained = Deferred()
-        for protocol in list(self.pending):
-            if not protocol.is_ending:  # who has just been released must still learn of it
-                protocol.abort("the server stops")
-        timer = self.clock.callLater(deadline, self.abort_all)
-        self._drained.addCallback(lambda _: timer.cancel() if timer.active() else None)
-        self._drained.addCallback(lambda _: self.repeated.stop())
-        drained = self._drained
-        self._check_drained()
-        return drained
-
-    def abort_all(self) -> None:
-        """Abort all associations, and cut soon after what is still connected."""
-        for protocol in list(self.associations):
-            protocol.abort("the server stops")
-        # An A-ABORT is on its way to each; who does not take it is cut by ARTIM or the abort timer.
-        self.clock.callLater(1.0, self._cut_all)
-
-    def _cut_all(self) -> None:
-        for protocol in list(self.pending):
-            protocol.abort("the server stops")
-
-    def _check_drained(self) -> None:
-        if self._drained is not None and not self.associations and not self.pending:
-            drained, self._drained = self._drained, None
-            drained.callback(None)

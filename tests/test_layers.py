@@ -32,7 +32,17 @@ BLOCKING = (
     *("shared", "channel"),
 )
 OPERATOR = ("operator_archive", "operator_send", "operator", "__main__")
-ADAPTERS = ("logs", "interfaces", "worker", "store", "protocol", "scp", "authentication", "tls")
+ADAPTERS = (
+    "logs",
+    "interfaces",
+    "worker",
+    "store",
+    "connections",
+    "protocol",
+    "scp",
+    "authentication",
+    "tls",
+)
 WORKERS = ("child", "worker_process", "supervisor")
 # From the bottom to the top: a module imports from its own layer and from those below.
 LAYERS = (

@@ -1,0 +1,198 @@
+"""All connections of a process: their counts, the limits that are of the whole, and the ordered end.
+
+What belongs here: who may come in and who has to go. What is said on a connection, and the limits of one, are the
+business of :mod:`storescp.protocol`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+
+from storescp.access import Access, Caller, Callers, Refused
+from storescp.interfaces import IAssociationUser, IAuthenticator
+from storescp.limits import Admission, InFlight, Limits
+from storescp.logs import Repeated
+from storescp.negotiation import LOCAL_LIMIT_EXCEEDED, REJECT_REASONS, Policy
+from storescp.statistics import Occupancy, Statistics
+
+
+class Connection(Protocol):
+    """One of them."""
+
+    address: str
+    host: str
+    """The peer's IP address; empty where there is none."""
+    caller: Caller
+
+    @property
+    def is_connected(self) -> bool: ...
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether our last word is said, and the peer has a moment to take it."""
+
+    def abort(self, why: str) -> None:
+        """End the association now, as the service user: or drop a connection that has none."""
+
+
+P = TypeVar("P", bound=Connection)
+
+
+class Connections(Factory, Generic[P]):
+    """Counts them, and holds the limits that are of the whole. What makes them is derived from this.
+
+    ``user_factory`` makes the services for an association that was accepted; ``occupancy`` counts associations
+    over several processes, if there are, and ``admission`` connections. ``access`` judges requests, by default by
+    the policy alone; ``authenticator`` checks users, if they are to be.
+    """
+
+    noisy = False
+    log = Logger()
+
+    def __init__(
+        self,
+        policy: Policy,
+        limits: Limits,
+        user_factory: Callable[[P], IAssociationUser],
+        clock: IReactorTime,
+        statistics: Statistics,
+        occupancy: Occupancy | None = None,
+        access: Access | None = None,
+        admission: Admission | None = None,
+    ) -> None:
+        self.policy = policy
+        self.access = access if access is not None else Access(Callers(), policy)
+        self.authenticator: IAuthenticator | None = None
+        self.limits = limits
+        self.user_factory = user_factory
+        self.clock = clock
+        self.statistics = statistics
+        self.admission = (
+            admission if admission is not None else Admission(limits.max_per_address, limits.max_rate)
+        )
+        self.in_flight = InFlight(limits.max_in_flight)
+        self.repeated = Repeated(clock)
+        self.occupancy = occupancy if occupancy is not None else Occupancy(limits.max_assoc)
+        self.associations: set[P] = set()
+        self._admitted: set[P] = set()
+        self.pending: dict[P, None] = {}  # in the order of their coming
+        self._draining = False
+        self._drained: Deferred[None] | None = None
+
+    def begin(self, caller: Caller) -> Refused | None:
+        """Count one more association, if there is room for it."""
+        why = REJECT_REASONS[LOCAL_LIMIT_EXCEEDED]
+        if not self._draining:
+            if self.occupancy.begin(_counted(caller), caller.max_assoc):
+                return None
+            if not self.occupancy.is_full:
+                why += f": callers.{caller.name} allows {caller.max_assoc} associations"
+        return Refused(LOCAL_LIMIT_EXCEEDED, why, "rejected_full")
+
+    def opened(self, connection: P) -> None:
+        self.statistics.connections += 1
+        refusal = self.admission.admit(connection.host, self.clock.seconds())
+        if refusal:
+            self.statistics.refused += 1
+            self.repeated.warn(
+                f"refused {connection.host}",
+                self.log,
+                "{address} refused: {why}",
+                address=connection.address,
+                why=refusal,
+            )
+            connection.abort(refusal)
+        else:
+            self._admitted.add(connection)
+            self._wait(connection)
+
+    def associated(self, connection: P) -> None:
+        self.statistics.associations += 1
+        self.associations.add(connection)
+        self._forget(connection)
+
+    def disassociated(self, connection: P) -> None:
+        self.associations.discard(connection)
+        self.occupancy.end(_counted(connection.caller))
+        if connection.is_connected:
+            self._wait(connection)
+        self._check_drained()
+
+    def closed(self, connection: P) -> None:
+        self._forget(connection)
+        if connection in self._admitted:
+            self._admitted.remove(connection)
+            self.admission.leave(connection.host)
+        self._check_drained()
+
+    def drop_oldest(self) -> None:
+        """Close the connection that has been longest without an association, if there is one."""
+        if self.pending:
+            # Out of the count at once: many more may come before the transport has closed this one.
+            oldest = next(iter(self.pending))
+            self._forget(oldest)
+            self.statistics.dropped += 1
+            self.repeated.warn(
+                "dropped",
+                self.log,
+                "{address} dropped: more than {most} connections without an association",
+                address=oldest.address,
+                most=self.limits.max_pending,
+            )
+            oldest.abort("too many connections without an association")
+
+    def _forget(self, connection: P) -> None:
+        self.pending.pop(connection, None)
+        self.occupancy.waiting(len(self.pending))
+
+    def _wait(self, connection: P) -> None:
+        """Keep a connection without an association, at the cost of the one that has had it longest."""
+        self.pending[connection] = None
+        if len(self.pending) > self.limits.max_pending:
+            self.drop_oldest()
+        else:
+            self.occupancy.waiting(len(self.pending))
+
+    def drain(self, deadline: float) -> Deferred[None]:
+        """Take no new associations, let the present ones end, abort after *deadline* seconds what is left.
+
+        Fires when no connection is left.
+        """
+        self._draining = True
+        self._drained = Deferred()
+        for connection in list(self.pending):
+            if not connection.is_ending:  # who has just been released must still learn of it
+                connection.abort("the server stops")
+        timer = self.clock.callLater(deadline, self.abort_all)
+        self._drained.addCallback(lambda _: timer.cancel() if timer.active() else None)
+        self._drained.addCallback(lambda _: self.repeated.stop())
+        drained = self._drained
+        self._check_drained()
+        return drained
+
+    def abort_all(self) -> None:
+        """Abort all associations, and cut soon after what is still connected."""
+        for connection in list(self.associations):
+            connection.abort("the server stops")
+        # An A-ABORT is on its way to each; who does not take it is cut by ARTIM or the abort timer.
+        self.clock.callLater(1.0, self._cut_all)
+
+    def _cut_all(self) -> None:
+        for connection in list(self.pending):
+            connection.abort("the server stops")
+
+    def _check_drained(self) -> None:
+        if self._drained is not None and not self.associations and not self.pending:
+            drained, self._drained = self._drained, None
+            drained.callback(None)
+
+
+def _counted(caller: Caller) -> int | None:
+    """The number under which a caller's associations are counted, where they are."""
+    return caller.number if caller.max_assoc else None
