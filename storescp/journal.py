@@ -36,6 +36,9 @@ from storescp.journal_file import (
 #: Bytes of one of the two files, unless a single frame has more: thousands of small instances.
 SIZE = 64 * 1024 * 1024
 
+#: Bytes of one that has but paths, some thousands: the next start looks at each.
+WITHOUT_CONTENTS = 1024 * 1024
+
 
 class Beginning(NamedTuple):
     """A file is about to be given *path*. *content* is its bytes; if it is synced itself, *checksum* is theirs."""
