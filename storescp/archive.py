@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from storescp.commit import Committer
 from storescp.config import Config, Sync
 from storescp.index import Index, IndexUnavailable
-from storescp.journal import SIZE, Journal
+from storescp.journal import SIZE, WITHOUT_CONTENTS, Journal
 from storescp.lost_answers import LostAnswers
 from storescp.part10 import PRIVATE_DIRECTORY, StorageDirectory
 from storescp.recovery import recover
@@ -57,7 +57,8 @@ class Archive:
                     exclusive = _FileLock(os.path.join(private, "commit-lock"))
                     stack.callback(exclusive.close)
                 together = self.directory.sync_together if sync else None
-                journal = Journal(os.path.join(private, name), together, _journal_size(private))
+                size = _journal_size(private) if sync else WITHOUT_CONTENTS
+                journal = Journal(os.path.join(private, name), together, size)
                 stack.callback(journal.close)
                 others = []
                 if worker is None:  # of a server that had several processes, perhaps more than now

@@ -162,7 +162,7 @@ class Committer:
         if new:
             try:
                 failures = self._journal.begin(
-                    map(_beginning, new),
+                    [self._beginning(file) for file in new],
                     [_named(file).descriptor for file in large],
                     [self._directory.hidden_descriptor] if large else [],
                 )
@@ -208,6 +208,11 @@ class Committer:
                 else:
                     self._lost.add(path)
                     self._journal.end(path)
+
+    def _beginning(self, file: CompleteFile) -> Beginning:
+        if not self._directory.sync:
+            return Beginning(file.path)
+        return Beginning(file.path, os.fstat(_named(file).descriptor).st_ino, file.checksum, file.content)
 
     def _settle(self, unsettled: Unsettled) -> None:
         """The journal is about to forget this, and what the index has been told."""
@@ -260,10 +265,6 @@ class Committer:
                 )
         except NotAnInstance:
             return False
-
-
-def _beginning(file: CompleteFile) -> Beginning:
-    return Beginning(file.path, os.fstat(_named(file).descriptor).st_ino, file.checksum, file.content)
 
 
 def _named(file: CompleteFile) -> UnnamedFile:

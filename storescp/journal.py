@@ -36,6 +36,9 @@ from storescp.journal_file import (
 #: Bytes of one of the two files, unless a single frame has more: thousands of small instances.
 SIZE = 64 * 1024 * 1024
 
+#: Bytes of one that has but paths, some thousands: the next start looks at each.
+WITHOUT_CONTENTS = 1024 * 1024
+
 
 class Beginning(NamedTuple):
     """A file is about to be given *path*. *content* is its bytes; if it is synced itself, *checksum* is theirs."""
@@ -76,7 +79,7 @@ class Journal:
         self.found = list(dict.fromkeys(begun))
         self._size = size
         self._ended: deque[str] = deque()
-        self._lines: list[bytes] = []  # of what has ended, not written yet
+        self._lines: list[str] = []  # of what has ended, not written yet
         self._file, self._other = (JournalFile(name, sync) for name in self.paths)
         if self.events and self.events[-1].file == self.paths[1]:
             self._file, self._other = self._other, self._file
@@ -95,7 +98,7 @@ class Journal:
 
     def begin(
         self,
-        beginnings: Iterable[Beginning],
+        beginnings: Sequence[Beginning],
         files: Sequence[int] = (),
         directories: Sequence[int] = (),
     ) -> list[OSError | None]:
@@ -104,25 +107,26 @@ class Journal:
         Returns what became of these. When it raises nothing was begun.
         """
         self._take_ends()
-        beginnings = list(beginnings)
-        sizes = [sum(map(len, begun.content)) for begun in beginnings]
-        lines = b"".join(
-            line(CONTENT, begun.path, size) if size else line(BEGUN, begun.path, begun.inode, begun.checksum)
-            for begun, size in zip(beginnings, sizes, strict=True)
-        )
-        ended = b"".join(self._lines)
-        if not self._is_usable or self._file.position + len(ended) + len(lines) + sum(sizes) > self._size:
+        lines, contents, sizes = [], [], []
+        for path, inode, checksum, content in beginnings:
+            if content:
+                contents.append(content)
+                sizes.append(sum(map(len, content)))
+                lines.append(line(CONTENT, path, sizes[-1]))
+            else:
+                lines.append(line(BEGUN, path, inode, checksum))
+        text = "".join(lines)
+        if not self._is_usable or self._file.position + len(text) + sum(sizes) > self._size:
             self._switch()
-            ended = b""
-        offset, failures = self._append(
-            ended + lines, [begun.content for begun in beginnings], files, directories
-        )
-        for begun, size in zip(beginnings, sizes, strict=True):
-            count = self._open.get(begun.path, (0, 0, 0))[0] + 1
+        offset, failures = self._append("".join(self._lines) + text, contents, files, directories)
+        sizes.reverse()
+        for path, inode, checksum, content in beginnings:
+            count = self._open.get(path, (0, 0, 0))[0] + 1
             # Of a file that is not on the disk yet the inode must not be taken for that of one that is.
-            self._open[begun.path] = (count, 0, 0) if size else (count, begun.inode, begun.checksum)
-            if size:
-                self._unsettled.contents[begun.path] = Content(self._file.path, offset, size, begun.inode)
+            self._open[path] = (count, 0, 0) if content else (count, inode, checksum)
+            if content:
+                size = sizes.pop()
+                self._unsettled.contents[path] = Content(self._file.path, offset, size, inode)
                 offset += size
         return failures
 
@@ -132,7 +136,7 @@ class Journal:
 
     def void(self, paths: Iterable[str]) -> None:
         """What was begun last with these *paths* did not become files."""
-        self._append(b"".join(line(VOID, path) for path in paths))
+        self._append("".join(line(VOID, path) for path in paths))
 
     def end(self, path: str) -> None:
         """One beginning of *path* is settled. Costs nothing: it is written with what begins next. Any thread may."""
@@ -159,7 +163,7 @@ class Journal:
         self.events = []
         # The older one first: what it says of a path must not outlive what the newer one says.
         for file in (self._other, self._file):
-            file.restart(b"")
+            file.restart("")
         self._is_reset = self._is_usable = True
 
     def close(self) -> None:
@@ -183,7 +187,7 @@ class Journal:
         self.settle_old()
         self._take_ends()
         lines = (line(BEGUN, path, *which) * count for path, (count, *which) in self._open.items())
-        self._other.restart(b"".join(lines))
+        self._other.restart("".join(lines))
         self._lines.clear()
         self._file, self._other = self._other, self._file
         self._old, self._unsettled = self._unsettled, Unsettled({}, [])
@@ -191,8 +195,8 @@ class Journal:
 
     def _append(
         self,
-        lines: bytes,
-        contents: Iterable[Pieces] = (),
+        lines: str,
+        contents: Sequence[Pieces] = (),
         files: Sequence[int] = (),
         directories: Sequence[int] = (),
     ) -> tuple[int, list[OSError | None]]:
@@ -206,17 +210,20 @@ class Journal:
 
     def _take_ends(self) -> None:
         while self._ended:  # others may add to it meanwhile
-            event = Event("", 0, SETTLED, self._ended.popleft())
-            self._lines.append(line(SETTLED, event.path))
-            self._count(event)
+            path = self._ended.popleft()
+            self._lines.append(line(SETTLED, path))
+            self._settled(path)
+
+    def _settled(self, path: str) -> None:
+        count, inode, checksum = self._open.pop(path, (0, 0, 0))
+        if count > 1:
+            self._open[path] = count - 1, inode, checksum
 
     def _count(self, event: Event) -> None:
-        count, *which = self._open.get(event.path, (0, 0, 0))
         if event.kind in (BEGUN, CONTENT):
+            count = self._open.get(event.path, (0, 0, 0))[0]
             self._open[event.path] = count + 1, event.inode, event.checksum
         elif event.kind == ANEW:
             self._open.clear()
         elif event.kind == SETTLED:
-            self._open.pop(event.path, None)
-            if count > 1:
-                self._open[event.path] = count - 1, which[0], which[1]
+            self._settled(event.path)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import os
 import struct
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from io import FileIO
 from typing import NamedTuple
 
@@ -27,10 +26,9 @@ from storescp.stored_file import read_at
 GROWTH = 1024 * 1024
 
 _MAGIC = b"SCJ1"
-_HEAD = struct.Struct(
-    "<4sI8sQIQ"
-)  # magic, checksum of all that follows, generation, stamp, bytes of lines, of contents
-_CHECKED = 8  # where what follows begins
+_BEGINNING = struct.Struct("<4sI")  # magic, checksum of all that follows
+_REST = struct.Struct("<8sQIQ")  # generation, stamp, bytes of lines, of contents
+_HEAD = struct.Struct("<4sI8sQIQ")  # both
 _PIECE = 1024 * 1024
 
 Pieces = Sequence[bytes | memoryview]
@@ -71,9 +69,9 @@ SETTLED = "-"  #: one beginning of the path is done with
 ANEW = "="  #: without a path: of all before nothing is open but what is begun in the same frame
 
 
-def line(kind: str, path: str, number: int = 0, checksum: int = 0) -> bytes:
+def line(kind: str, path: str, number: int = 0, checksum: int = 0) -> str:
     """A line; *number* is an inode, or the size of a content."""
-    return f"{kind}{path}\t{number}\t{checksum}\n".encode("utf-8", "surrogateescape")
+    return f"{kind}{path}\t{number}\t{checksum}\n"
 
 
 class JournalFile:
@@ -87,7 +85,7 @@ class JournalFile:
         self._end = 0
         self._generation = b""
 
-    def restart(self, lines: bytes) -> None:
+    def restart(self, lines: str) -> None:
         """Forget all that is in it; *lines* begin what is open."""
         if self._file < 0:
             is_new = not os.path.exists(self.path)
@@ -101,24 +99,25 @@ class JournalFile:
 
     def append(
         self,
-        lines: bytes,
-        contents: Iterable[Pieces] = (),
+        text: str,
+        contents: Sequence[Pieces] = (),
         files: Sequence[int] = (),
         directories: Sequence[int] = (),
     ) -> tuple[int, list[OSError | None]]:
-        """Write a frame, while *files* and *directories*, descriptors, are synced, too.
+        """Write a frame of the lines *text*, while *files* and *directories*, descriptors, are synced, too.
 
         Returns the offset of the first of *contents*, and what became of *files* and *directories*. After an error
         nothing is known of the frame.
         """
-        pieces: list[bytes | memoryview] = [lines, *itertools.chain.from_iterable(contents)]
+        lines = text.encode("utf-8", "surrogateescape")
+        pieces = [piece for content in contents for piece in content]
         size = sum(map(len, pieces))
-        checked = struct.pack("<8sQIQ", self._generation, time.monotonic_ns(), len(lines), size - len(lines))
+        checked = _REST.pack(self._generation, time.monotonic_ns(), len(lines), size) + lines
         checksum = zlib.crc32(checked)
         for piece in pieces:
             checksum = zlib.crc32(piece, checksum)
-        pieces.insert(0, struct.pack("<4sI", _MAGIC, checksum) + checked)
-        start = self.position + _HEAD.size
+        pieces.insert(0, _BEGINNING.pack(_MAGIC, checksum) + checked)
+        start = self.position + _HEAD.size + len(lines)
         end = start + size
         grown = self._end
         if end > grown and self._sync is not None:
@@ -138,7 +137,7 @@ class JournalFile:
             raise
         self.position = end
         self._end = max(grown, end)
-        return start + len(lines), failures
+        return start, failures
 
     def erase(self) -> None:
         """Nothing in it counts any more; it does not matter when the disk learns of that."""
@@ -197,7 +196,7 @@ def _read_frame(file: FileIO, position: int) -> tuple[bytes, int, bytes, int] | 
         return None
     position += _HEAD.size
     lines = read_at(file.fileno(), line_size, position)
-    checksum = zlib.crc32(lines, zlib.crc32(head[_CHECKED:]))
+    checksum = zlib.crc32(lines, zlib.crc32(head[_BEGINNING.size :]))
     end = position + line_size + size
     position += line_size
     while position < end and (piece := os.pread(file.fileno(), min(_PIECE, end - position), position)):

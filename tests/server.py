@@ -111,6 +111,14 @@ def temporary_directory(case: SynchronousTestCase) -> pathlib.Path:
     return path
 
 
+def links(path: pathlib.Path) -> int:
+    """How many names a file has; 0 when it has just gone."""
+    try:
+        return path.stat().st_nlink
+    except FileNotFoundError:
+        return 0
+
+
 class Server:
     """A server that runs, on a port of 127.0.0.1 that the kernel chose, storing into a temporary directory.
 
@@ -206,7 +214,7 @@ class Server:
             name = path.relative_to(self.storage)
             if name.parts[0] == ".storescp":
                 # With another name it is finished: this one goes when that is on the disk.
-                if "incoming" in name.parts[1:-1] and not path.is_dir() and path.stat().st_nlink == 1:
+                if "incoming" in name.parts[1:-1] and not path.is_dir() and links(path) == 1:
                     found.append(str(name))
             elif path.is_dir():
                 if not any(path.iterdir()):

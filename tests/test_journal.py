@@ -259,7 +259,7 @@ class FaultTests(JournalTestCase):
         journal = self.open()
         begin(journal, "first")
         original = os.pwritev
-        with mock.patch.object(os, "pwritev", lambda file, data, offset: original(file, data[:1], offset)):
+        with mock.patch.object(os, "pwritev", lambda file, data, at: original(file, [data[0][:3]], at)):
             self.assertRaises(OSError, begin, journal, "second")
         journal.end("second")
         begin(journal, "third")

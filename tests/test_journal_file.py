@@ -21,7 +21,7 @@ class JournalFileTests(SynchronousTestCase):
     def open(self, *, sync: bool = False) -> JournalFile:
         file = JournalFile(str(self.path), sync_each if sync else None)
         self.addCleanup(file.close)
-        file.restart(b"")
+        file.restart("")
         return file
 
     def paths(self) -> list[str]:
@@ -93,7 +93,7 @@ class JournalFileTests(SynchronousTestCase):
         self.assertEqual(self.path.stat().st_size, GROWTH)
         file.append(line("*", "a", GROWTH), [[bytes(GROWTH)]])
         self.assertEqual(self.path.stat().st_size, 2 * GROWTH)
-        file.restart(b"")
+        file.restart("")
         file.append(line("+", "b"))
         self.assertEqual((self.path.stat().st_size, self.paths()), (2 * GROWTH, ["b"]))
 

@@ -58,7 +58,7 @@ class ArchiveTestCase(SynchronousTestCase):
         self.private.mkdir(parents=True, exist_ok=True)
         journal = Journal(str(self.private / name), None)
         journal.reset()
-        journal.begin(map(Beginning, paths))
+        journal.begin(list(map(Beginning, paths)))
         for path in ended:
             journal.end(path)
         journal.begin([])
