@@ -111,7 +111,7 @@ class InstallTests(PackagingTestCase):
         self.assertTrue((self.packages / PLUGIN).is_file())
         shared = self.outside / "venv" / "share"
         self.assertEqual(sorted(os.listdir(shared / "storescp")), CONFIGURATION)
-        self.assertTrue((shared / "doc" / "storescp" / "README.rst").is_file())
+        self.assertEqual(sorted(os.listdir(shared / "doc" / "storescp")), ["README.rst", "security.rst"])
 
     def test_editable_install(self) -> None:
         """``pip install -e .`` gives a working ``twistd storescp`` that runs the very files of the tree."""
@@ -137,6 +137,7 @@ class DistributionTests(PackagingTestCase):
                 member.name.removeprefix(f"{name}/") for member in archive.getmembers() if member.isfile()
             }
         wanted = {*code, "LICENSE", "README.rst", "Makefile", "setup.cfg", "pyproject.toml", "tools/prepare"}
+        wanted.add("docs/security.rst")
         self.assertEqual((wanted | {f"etc/{file}" for file in CONFIGURATION}) - source, set())
 
         with zipfile.ZipFile(self.outside / "dist" / f"{name}-py3-none-any.whl") as wheel:
@@ -146,6 +147,7 @@ class DistributionTests(PackagingTestCase):
             *code,
             f"{name}.dist-info/licenses/LICENSE",
             f"{name}.data/data/share/doc/storescp/README.rst",
+            f"{name}.data/data/share/doc/storescp/security.rst",
         }
         self.assertEqual(
             (wanted | {f"{name}.data/data/share/storescp/{f}" for f in CONFIGURATION}) - built, set()

@@ -1,0 +1,140 @@
+"""What docs/security.rst says of the tests, of the options and of the code."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import re
+import textwrap
+from collections.abc import Iterator
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from storescp.access import Callers
+from storescp.config import OPTIONS, load
+
+ROOT = pathlib.Path(__file__).parent.parent
+SECURITY = (ROOT / "docs" / "security.rst").read_text()
+
+
+def methods(module: str) -> set[str]:
+    """What the classes of a module of tests define, as ``Class.test_name``."""
+    tree = ast.parse((ROOT / "tests" / f"{module}.py").read_text())
+    return {
+        f"{node.name}.{member.name}"
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for member in node.body
+        if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+
+
+def code() -> Iterator[tuple[str, ast.AST]]:
+    """Each node of each module of the package, with the name of the module."""
+    for path in sorted((ROOT / "storescp").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            yield path.stem, node
+
+
+def imported() -> dict[str, set[str]]:
+    """The modules that import another one, by the dotted name of that."""
+    found: dict[str, set[str]] = {}
+    for module, node in code():
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            found.setdefault(name, set()).add(module)
+    return found
+
+
+class SecurityTests(SynchronousTestCase):
+    """What it refers to."""
+
+    def test_tests(self) -> None:
+        """Every test that it names exists, and every row of its table names one."""
+        named = re.findall(r"\btests\.(\w+)\.(\w+\.test_\w+)", SECURITY)
+        self.assertGreater(len(named), 30)
+        missing = [f"{module}.{method}" for module, method in named if method not in methods(module)]
+        self.assertEqual(missing, [])
+        _, _, *rows = SECURITY.partition(".. list-table::")[2].split("   * - ")
+        for row in rows:
+            self.assertIn("     - ``tests.", row)
+
+    def test_configuration(self) -> None:
+        """The server takes its example, which asks all senders for certificates and nobody in without a rule."""
+        example = re.search(r"its rule says::\n\n((?:    .*\n)+)", SECURITY)
+        assert example is not None
+        file = pathlib.Path(self.mktemp())
+        file.write_text(textwrap.dedent(example[1]))
+        config = load(file, {})
+        self.assertEqual(config.listen, ("tls:2762",))
+        assert config.tls is not None
+        self.assertEqual(config.tls.client_certificate.value, "require")
+        self.assertNotEqual(config.access.callers, Callers())
+        self.assertTrue(config.access.callers.only_known)
+
+    def test_options(self) -> None:
+        """What looks like an option in its text is one of the server, or a key of a caller's rule."""
+        known = {option.name for option in OPTIONS} | {"callers", "certificate", "directory", "addresses"}
+        named = re.findall(r"``([a-z]+(?:-[a-z]+)+)(?:: \S+)?``", SECURITY)
+        self.assertGreater(len(named), 20)
+        self.assertEqual(set(named) - known - {"non-downgrading", "systemd-analyze"}, set())
+
+
+class CodeTests(SynchronousTestCase):
+    """What is not in the code of the server."""
+
+    def test_no_shell(self) -> None:
+        """One module starts processes, the workers', and none has a shell or evaluates a text."""
+        names = imported()
+        self.assertEqual(names["subprocess"], {"worker_process"})
+        self.assertEqual({"pty", "commands", "asyncio", "runpy"} & set(names), set())
+        for module, node in code():
+            if isinstance(node, ast.Call):
+                self.assertNotIn("shell", [keyword.arg for keyword in node.keywords], module)
+                called = node.func
+                name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+                self.assertNotRegex(
+                    name, r"\A(system|popen|exec[lv]\w*|spawn[lv]\w*|posix_spawn\w*)\Z", module
+                )
+                if isinstance(called, ast.Name):
+                    self.assertNotIn(name, ("eval", "exec", "__import__"), module)
+
+    def test_no_codec(self) -> None:
+        """Of pydicom only tables are used, and text in character sets: no reader, no codec, no pixels."""
+        used = {name for name in imported() if name.partition(".")[0] == "pydicom"}
+        tables = ("pydicom.charset", "pydicom._uid_dict")
+        self.assertEqual({name for name in used if not name.startswith(tables)}, set())
+        others = {"numpy", "PIL", "pylibjpeg", "openjpeg", "gdcm"}
+        self.assertEqual(others & {name.partition(".")[0] for name in imported()}, set())
+
+    def test_no_parsers(self) -> None:
+        """No XML, HTML, HTTP or archive is read; the operator's command writes JSON; pickles are our own."""
+        names = imported()
+        roots = {name.partition(".")[0] for name in names}
+        parsers = {
+            "xml",
+            "lxml",
+            "html",
+            "http",
+            "gzip",
+            "bz2",
+            "lzma",
+            "zipfile",
+            "tarfile",
+            "marshal",
+            "shelve",
+        }
+        self.assertEqual(parsers & roots, set())
+        self.assertEqual(names["json"], {"operator"})
+        # The settings, from the server to its workers, through memory that only they have.
+        self.assertEqual(names["pickle"], {"supervisor", "child"})
+        loaders = {
+            node.attr
+            for _, node in code()
+            if isinstance(node, ast.Attribute) and node.attr.endswith("Loader")
+        }
+        self.assertEqual(loaders, {"SafeLoader"})
