@@ -138,6 +138,9 @@ class StoreSCPService(Service):
             self._crew.use(self._tls.credentials)
 
     def _reload(self) -> None:
+        if self._tls is None:
+            self.log.info("SIGHUP: there are no files of TLS to read again")
+            return
         try:
             self._load_credentials()
         except CannotStart as error:
@@ -264,7 +267,7 @@ class StoreSCPService(Service):
     def take_signals(self) -> None:
         """Have SIGINT and SIGTERM stop the server and the process end with 0; a second one hurries.
 
-        With TLS, SIGHUP has its files read again.
+        SIGHUP has the files of TLS read again, and ends nothing where there is none.
 
         Without this twistd ends by the very signal, which a supervisor takes for a crash.
         """
@@ -274,8 +277,7 @@ class StoreSCPService(Service):
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
-        if self._tls is not None:
-            signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._reload))
+        signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._reload))
 
     def _stop(self) -> None:
         if self.running:

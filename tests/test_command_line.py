@@ -166,6 +166,8 @@ class DaemonTests(SynchronousTestCase):
         self.assertEqual(store(("127.0.0.1", port), [("1.2", instance("1.2"))]), [0])
         self.assertTrue((self.home / "received" / "1.2.3" / "1.2.3.4" / "1.2.dcm").exists())
         pid = int(self.pid_file.read_text())
+        os.kill(pid, signal.SIGHUP)  # nothing to read again, and nothing ends
+        self.assertEqual(store(("127.0.0.1", port), [("1.3", instance("1.3"))]), [0])
         os.kill(pid, signal.SIGTERM)
         wait_for_exit(pid)
         self.assertFalse(self.pid_file.exists())
