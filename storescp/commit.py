@@ -77,9 +77,8 @@ class Committer:
         self._exclusive = exclusive or contextlib.nullcontext()
         self._again: set[str] = set()  # lost ones that were sent again, and answered,
         self._found: set[str] = set()  # and those of them whose answer has arrived
-        self._journal_turn = (
-            threading.Lock()
-        )  # what the journal has the content of has its name when it is rotated
+        # What the journal has the content of has its name when the journal is rotated.
+        self._journal_turn = threading.Lock()
         self._index_turn = threading.Lock()
         self._in_doubt = False  # what was to be flushed
         if directory.sync:
@@ -221,7 +220,7 @@ class Committer:
                 # The system tells of an error once, and then takes for written what is not.
                 for path, content in unsettled.contents.items():
                     if self._directory.inode_of(path) == content.inode:  # else it was replaced, or taken away
-                        rewrite(self._directory, {path: content})
+                        rewrite(self._directory, path, content)
             self._directory.flush([*unsettled.contents, *(path for path, _ in unsettled.synced)])
         except OSError:
             self._in_doubt = True

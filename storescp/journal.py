@@ -118,7 +118,7 @@ class Journal:
         text = "".join(lines)
         if not self._is_usable or self._file.position + len(text) + sum(sizes) > self._size:
             self._switch()
-        offset, failures = self._append("".join(self._lines) + text, contents, files, directories)
+        offset, failures = self._append(text, contents, files, directories)
         sizes.reverse()
         for path, inode, checksum, content in beginnings:
             count = self._open.get(path, (0, 0, 0))[0] + 1
@@ -201,9 +201,10 @@ class Journal:
         directories: Sequence[int] = (),
     ) -> tuple[int, list[OSError | None]]:
         self._is_used = True
+        ended = "".join(self._lines)
         self._lines.clear()
         try:
-            return self._file.append(lines, contents, files, directories)
+            return self._file.append(ended + lines, contents, files, directories)
         except OSError:
             self._is_usable = False  # nobody knows what is in it now
             raise

@@ -40,25 +40,26 @@ def restore(directory: StorageDirectory, events: Iterable[Event]) -> list[str]:
             continue
         restored.append(path)
         if (content := of_path[-1].content) is not None:
-            rewrite(directory, {path: content})
+            rewrite(directory, path, content)
         else:
             _put(directory, UnnamedFile(-1, hidden[of_path[-1].inode]), path)
     directory.sync_directories(restored)
     return restored
 
 
-def rewrite(directory: StorageDirectory, contents: Mapping[str, Content]) -> None:
-    """Write *contents* to the disk as new files, which get these paths whoever has them now. Raises OSError."""
-    for path, content in contents.items():
-        file = directory.create()
-        try:
-            for piece in _pieces(content):
-                file.write([piece])
-            file.sync()
-            _put(directory, file, path)
-        finally:
-            file.close()
-    directory.sync_directories(contents)
+def rewrite(directory: StorageDirectory, path: str, content: Content) -> None:
+    """Write *content* to the disk as a new file, which gets this path whoever has it now. Raises OSError.
+
+    The name is still to be synced.
+    """
+    file = directory.create()
+    try:
+        for piece in _pieces(content):
+            file.write([piece])
+        file.sync()
+        _put(directory, file, path)
+    finally:
+        file.close()
 
 
 def _put(directory: StorageDirectory, file: UnnamedFile, path: str) -> None:

@@ -173,6 +173,6 @@ class RestorationTests(DirectoryTestCase):
         inode = self.put("1", b"content")
         (event,) = (event for event in Journal(self.journals[0].paths[0], None).events if event.content)
         assert event.content is not None
-        rewrite(self.directory, {"1": event.content})
+        rewrite(self.directory, "1", event.content)
         self.assertEqual(self.content("1"), b"content")
         self.assertNotEqual((self.root / "1").stat().st_ino, inode)
