@@ -26,6 +26,7 @@ from storescp.negotiation import (
     negotiate,
 )
 from storescp.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
+from storescp.presentation import AcceptedClasses, Preference
 from storescp.sop_classes import VERIFICATION
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -46,7 +47,8 @@ class Caller:
     number: int = 0
     addresses: tuple[Network, ...] | None = None
     called: tuple[str, ...] | None = None
-    accept: frozenset[str] | None = None
+    accept: AcceptedClasses | None = None
+    prefer: Preference | None = None
     transfer_syntaxes: frozenset[str] | None = None
     max_assoc: int = 0
     directory: str = ""
@@ -189,7 +191,9 @@ def _policy(policy: Policy, caller: Caller) -> Policy:
     if caller.called is not None:
         policy = replace(policy, called_ae_titles=frozenset(caller.called) or None)
     if caller.accept is not None:
-        policy = replace(policy, abstract_syntaxes=caller.accept | {VERIFICATION})
+        policy = replace(policy, abstract_syntaxes=caller.accept.uids | {VERIFICATION}, accept=caller.accept)
+    if caller.prefer is not None:
+        policy = replace(policy, prefer=caller.prefer, prefer_for={})
     if caller.transfer_syntaxes is not None:
         policy = replace(policy, transfer_syntaxes=caller.transfer_syntaxes)
     return policy

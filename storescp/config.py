@@ -18,6 +18,7 @@ import yaml
 
 from storescp.config_access import ACCESS_OPTIONS, AccessConfig, read_access
 from storescp.config_file import ConfigError, composed, is_null, kind, line
+from storescp.config_negotiation import NEGOTIATION_OPTIONS, PREFER_FOR
 from storescp.config_tls import TLS_OPTIONS, read_tls
 from storescp.naming import Duplicate, Naming
 from storescp.option_values import (
@@ -36,7 +37,7 @@ from storescp.option_values import (
     size,
     workers,
 )
-from storescp.sop_classes import resolve_sop_classes
+from storescp.presentation import AcceptedClasses, Preference, resolve_accepted
 from storescp.space import SpaceLimit
 from storescp.tls_settings import TLSSettings
 
@@ -74,12 +75,14 @@ class Config:
     storage_dir: pathlib.Path
     index_db: str | None
     """Path of the SQLite database; None for no index."""
-    accept: frozenset[str]
-    """UIDs of the SOP classes to be stored."""
+    accept: AcceptedClasses
+    """The SOP classes to be stored."""
     accept_names: tuple[str, ...]
     """`accept` as the operator put it."""
-    prefer: tuple[str, ...]
-    """UIDs of transfer syntaxes, best first; empty: the first one proposed."""
+    prefer: Preference
+    """Transfer syntaxes, best first; empty: the first one proposed."""
+    prefer_for: Mapping[str, Preference]
+    """The same for some SOP classes, by UID."""
     naming: Naming
     duplicate: Duplicate
     sync: Sync
@@ -130,7 +133,8 @@ _ACCEPT = Option(
     "accept",
     "NAMES",
     "all",
-    "what to store: modality groups (CT,MR,...), SOP class keywords or UIDs",
+    "what to store: modality groups (CT,MR,...), SOP class keywords, UIDs, patterns of UIDs (1.2.840.*), all; and of"
+    " classes that are not in PS3.6 those unknown, private or declared",
     accept,
     is_list=True,
 )
@@ -138,7 +142,8 @@ _PREFER = Option(
     "prefer",
     "NAMES",
     "proposed",
-    "transfer syntaxes (keywords or UIDs) to choose first, best first; or the first one proposed",
+    "transfer syntaxes (keywords, UIDs, compressed or uncompressed) to choose first, best first; or the first one"
+    " proposed",
     prefer,
     is_list=True,
 )
@@ -292,6 +297,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     _NO_INDEX,
     _ACCEPT,
     _PREFER,
+    *NEGOTIATION_OPTIONS,
     _NAMING,
     _DUPLICATE,
     _SYNC,
@@ -365,9 +371,10 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
         ae_title=value(_AE_TITLE),
         storage_dir=storage_dir,
         index_db=None if value(_NO_INDEX) else index_db,
-        accept=resolve_sop_classes(accept_names),
+        accept=resolve_accepted(accept_names),
         accept_names=accept_names,
         prefer=value(_PREFER),
+        prefer_for=value(PREFER_FOR),
         naming=value(_NAMING),
         duplicate=value(_DUPLICATE),
         sync=value(_SYNC),

@@ -27,10 +27,12 @@ from storescp.option_values import (
     names,
     number,
     one_of,
+    prefer,
     text_or_none,
     unexpected,
 )
-from storescp.sop_classes import resolve_sop_classes, resolve_transfer_syntaxes
+from storescp.presentation import AcceptedClasses, Preference, resolve_accepted
+from storescp.sop_classes import resolve_transfer_syntaxes
 
 T = TypeVar("T")
 
@@ -276,8 +278,21 @@ def _patterns(text: str) -> tuple[str, ...]:
     return () if text == "none" else (text,)
 
 
-def _sop_classes(text: str) -> frozenset[str]:
-    return resolve_sop_classes(accept((text,)))
+def _sop_classes(text: str) -> list[AcceptedClasses]:
+    return [resolve_accepted(accept((text,)))]
+
+
+def _accepted(groups: list[Iterable[object]]) -> object:
+    accepted = AcceptedClasses()
+    for group in groups:
+        for classes in group:
+            assert isinstance(classes, AcceptedClasses)
+            accepted |= classes
+    return accepted
+
+
+def _preference(text: str) -> Preference:
+    return prefer((text,))
 
 
 def _transfer_syntaxes(text: str) -> tuple[str, ...]:
@@ -302,7 +317,8 @@ def _directory(text: str) -> str:
 KEYS: dict[str, tuple[str, _List | Callable[[str], object]]] = {
     "addresses": ("addresses", _List(_networks, _tuple)),
     "called": ("called", _List(_called, _tuple)),
-    "accept": ("accept", _List(_sop_classes, _set)),
+    "accept": ("accept", _List(_sop_classes, _accepted)),
+    "prefer": ("prefer", _List(_preference, _tuple)),
     "transfer-syntaxes": ("transfer_syntaxes", _List(_transfer_syntaxes, _set)),
     "max-assoc": ("max_assoc", lambda text: number(int, "a whole number", 1, 65535, or_zero=True)((text,))),
     "directory": ("directory", _directory),

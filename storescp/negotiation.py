@@ -6,10 +6,12 @@ that limit is the factory's, :data:`LOCAL_LIMIT_EXCEEDED` is its answer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from storescp.extended_negotiation import CommonExtendedNegotiation, RoleSelection, answered, decoded
 from storescp.pdu import (
     APPLICATION_CONTEXT_NAME,
     AAssociateAC,
@@ -19,7 +21,8 @@ from storescp.pdu import (
     PresentationContextResult,
     UserInformation,
 )
-from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION
+from storescp.presentation import AcceptedClasses, Preference
+from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION, is_storage
 
 # PS3.8 Table 9-21: result, source, reason.
 APPLICATION_CONTEXT_NOT_SUPPORTED = AAssociateRJ(1, 1, 2)
@@ -41,6 +44,7 @@ REJECT_REASONS: dict[AAssociateRJ, str] = {
 }
 
 ACCEPTANCE = 0
+USER_REJECTION = 1
 ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
 TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
 
@@ -56,16 +60,19 @@ class AcceptedContext(NamedTuple):
 class Policy:
     """What this acceptor takes.
 
-    ``called_ae_titles`` are the only titles answered to, None to answer to every one. ``transfer_syntaxes`` are those
-    of data sets: Verification has none, and goes in any. ``prefer`` lists transfer syntaxes, the best first: one of
-    them that is proposed is chosen before the first proposed that we take.
+    ``called_ae_titles`` are the only titles answered to, None to answer to every one. ``abstract_syntaxes`` are all
+    that are known by name; ``accept`` are the SOP classes of Storage, and may take others as well.
+    ``transfer_syntaxes`` are those of data sets: Verification has none, and goes in any. What is proposed first of
+    them is chosen, but for ``prefer``, and for ``prefer_for`` in its place for the SOP classes in it.
     ``maximum_length`` is what we announce for P-DATA-TF, in bytes.
     """
 
     called_ae_titles: AbstractSet[str] | None
     abstract_syntaxes: AbstractSet[str]
+    accept: AcceptedClasses = field(default_factory=AcceptedClasses)
     transfer_syntaxes: AbstractSet[str]
-    prefer: tuple[str, ...] = ()
+    prefer: Preference = ()
+    prefer_for: Mapping[str, Preference] = field(default_factory=dict)
     maximum_length: int
     implementation_class_uid: str
     implementation_version_name: str
@@ -82,12 +89,13 @@ def negotiate(request: AAssociateRQ, policy: Policy) -> AAssociateAC | AAssociat
         return CALLED_AE_TITLE_NOT_RECOGNIZED
     if not request.calling_ae_title.isprintable():
         return CALLING_AE_TITLE_NOT_RECOGNIZED
+    results, items = _answers(request, policy)
     return AAssociateAC(
         called_ae_title=request.called_ae_title,
         calling_ae_title=request.calling_ae_title,
-        presentation_contexts=tuple(_answer(context, policy) for context in request.presentation_contexts),
+        presentation_contexts=results,
         user_information=UserInformation(
-            policy.maximum_length, policy.implementation_class_uid, policy.implementation_version_name
+            policy.maximum_length, policy.implementation_class_uid, policy.implementation_version_name, items
         ),
     )
 
@@ -103,15 +111,44 @@ def accepted_contexts(request: AAssociateRQ, response: AAssociateAC) -> dict[int
     }
 
 
-def _answer(context: PresentationContext, policy: Policy) -> PresentationContextResult:
-    if context.abstract_syntax not in policy.abstract_syntaxes:
+def _answers(
+    request: AAssociateRQ, policy: Policy
+) -> tuple[tuple[PresentationContextResult, ...], tuple[tuple[int, bytes], ...]]:
+    """The results for the contexts, and the items that answer those of the user information."""
+    contexts, items = request.presentation_contexts, request.user_information.other
+    if not items:
+        return tuple(_answer(context, policy, None, None) for context in contexts), ()
+    roles, said = decoded(RoleSelection, items), decoded(CommonExtendedNegotiation, items)
+    results = tuple(
+        _answer(context, policy, roles.get(context.abstract_syntax), said.get(context.abstract_syntax))
+        for context in contexts
+    )
+    accepted = {
+        context.abstract_syntax
+        for context, result in zip(contexts, results, strict=True)
+        if result.result == ACCEPTANCE
+    }
+    return results, answered(items, accepted, set(filter(is_storage, accepted)))
+
+
+def _answer(
+    context: PresentationContext,
+    policy: Policy,
+    role: RoleSelection | None,
+    said: CommonExtendedNegotiation | None,
+) -> PresentationContextResult:
+    abstract_syntax, proposed = context.abstract_syntax, context.transfer_syntaxes
+    if abstract_syntax not in policy.abstract_syntaxes and not policy.accept.takes(abstract_syntax, said):
         # The transfer syntax of a refused context is not significant, but the item must be there.
         return PresentationContextResult(context.id, ABSTRACT_SYNTAX_NOT_SUPPORTED, _any_syntax(context))
-    proposed = context.transfer_syntaxes
-    taken = policy.transfer_syntaxes if context.abstract_syntax != VERIFICATION else TRANSFER_SYNTAXES.keys()
-    for name in (*(name for name in policy.prefer if name in proposed), *proposed):
-        if name in taken:
-            return PresentationContextResult(context.id, ACCEPTANCE, name)
+    if role is not None and not role.scu:
+        # The peer would only be the SCP, as one that retrieves by C-GET, and the SCU is what we never are.
+        return PresentationContextResult(context.id, USER_REJECTION, _any_syntax(context))
+    taken = policy.transfer_syntaxes if abstract_syntax != VERIFICATION else TRANSFER_SYNTAXES.keys()
+    for rank in (*policy.prefer_for.get(abstract_syntax, policy.prefer), taken):
+        for name in proposed:
+            if name in rank and name in taken:
+                return PresentationContextResult(context.id, ACCEPTANCE, name)
     return PresentationContextResult(context.id, TRANSFER_SYNTAXES_NOT_SUPPORTED, _any_syntax(context))
 
 

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from storescp.sop_classes import resolve_sop_classes, resolve_transfer_syntaxes
+from storescp.presentation import OTHER_CLASSES, Preference, resolve_accepted, resolve_preference
+from storescp.sop_classes import resolve_sop_classes
 from storescp.space import SpaceLimit
 
 E = TypeVar("E", bound=enum.Enum)
@@ -184,22 +185,38 @@ def names(texts: tuple[str, ...]) -> tuple[str, ...]:
 def accept(texts: tuple[str, ...]) -> tuple[str, ...]:
     """SOP classes by any of their names, as they were given."""
     given = names(texts)
-    if not resolve_sop_classes(given):
-        raise unexpected("modality groups, storage SOP classes (keywords or UIDs) or 'all'", ",".join(texts))
+    if not given:
+        raise unexpected(
+            "modality groups, storage SOP classes (keywords or UIDs), patterns of UIDs, 'all' or"
+            f" {', '.join(map(repr, OTHER_CLASSES))}",
+            ",".join(texts),
+        )
+    resolve_accepted(given)
     return given
 
 
-def prefer(texts: tuple[str, ...]) -> tuple[str, ...]:
-    """UIDs of transfer syntaxes in their order; none for "proposed"."""
+def sop_classes(texts: tuple[str, ...]) -> frozenset[str]:
+    """UIDs of SOP classes, by any of their names."""
+    uids = resolve_sop_classes(names(texts))
+    if not uids:
+        raise unexpected("modality groups or storage SOP classes (keywords or UIDs)", ",".join(texts))
+    return uids
+
+
+def prefer(texts: tuple[str, ...]) -> Preference:
+    """Transfer syntaxes, the best first; none for "proposed"."""
     given = names(texts)
     if given == ("proposed",):
         return ()
     if not given:
-        raise unexpected("'proposed' or transfer syntaxes (keywords or UIDs)", ",".join(texts))
+        raise unexpected(
+            "'proposed', 'compressed', 'uncompressed' or transfer syntaxes (keywords or UIDs)",
+            ",".join(texts),
+        )
     try:
-        return resolve_transfer_syntaxes(given)
+        return resolve_preference(given)
     except ValueError as error:
-        raise ValueError(f"{error}; or 'proposed' alone") from None
+        raise ValueError(f"{error}, or 'compressed' or 'uncompressed'; or 'proposed' alone") from None
 
 
 def file_or_none(texts: tuple[str, ...]) -> pathlib.Path | None:

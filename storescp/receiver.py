@@ -45,9 +45,11 @@ class Receiver:
         self.statistics = statistics if statistics is not None else Statistics()
         policy = Policy(
             called_ae_titles=frozenset((config.ae_title,)) if config.check_called_ae else None,
-            abstract_syntaxes=config.accept | {VERIFICATION},
+            abstract_syntaxes=config.accept.uids | {VERIFICATION},
+            accept=config.accept,
             transfer_syntaxes=TRANSFER_SYNTAXES.keys(),
             prefer=config.prefer,
+            prefer_for=config.prefer_for,
             maximum_length=config.max_pdu,
             implementation_class_uid=IMPLEMENTATION_CLASS_UID,
             implementation_version_name=IMPLEMENTATION_VERSION_NAME,

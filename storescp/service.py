@@ -175,7 +175,7 @@ class StoreSCPService(Service):
             version=__version__,
             ae_title=config.ae_title,
             called="other" if not config.check_called_ae else "no other",
-            count=len(config.accept),
+            count=len(config.accept.uids),
             accept=", ".join(config.accept_names),
             directory=str(config.storage_dir),
             index=config.index_db or "none",

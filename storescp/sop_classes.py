@@ -20,6 +20,8 @@ __all__ = [
     "STORAGE_SOP_CLASSES",
     "TRANSFER_SYNTAXES",
     "VERIFICATION",
+    "is_registered",
+    "is_storage",
     "modality_group",
     "resolve_sop_classes",
     "resolve_transfer_syntaxes",
@@ -188,6 +190,16 @@ _TRANSFER_SYNTAX_NAMES: dict[str, str] = {
 
 # A UID (PS3.5 §9.1) that was not given out by the standard.
 _is_private_uid = re.compile(r"(?=.{5,64}\Z)(?!1\.2\.840\.10008(\.|\Z))[0-2](\.(0|[1-9][0-9]*))+").fullmatch
+
+
+def is_registered(uid: str) -> bool:
+    """Whether PS3.6 Annex A lists *uid*, as whatever."""
+    return uid in _REGISTERED
+
+
+def is_storage(sop_class_uid: str) -> bool:
+    """Whether this is the class of something to be stored, as far as PS3.6 knows it."""
+    return sop_class_uid in STORAGE_SOP_CLASSES or sop_class_uid not in _REGISTERED
 
 
 def modality_group(sop_class_uid: str) -> str | None:

@@ -178,6 +178,24 @@ class VerdictTests(_TestCase):
             results = [context.result for context in verdict.answer.presentation_contexts]
             self.assertEqual(results, expected)
 
+    def test_other_classes(self) -> None:
+        """A caller may have classes, and a preference, of its own, that nobody else has."""
+        access = self.access(
+            "callers: {A: {accept: [CT, '1.2.3.*', private], prefer: [uncompressed, JPEG2000]}, B: {accept: unknown}}"
+        )
+        contexts = [
+            (uid, (JPEG, EXPLICIT_VR_LITTLE_ENDIAN)) for uid in (CT_IMAGE_STORAGE, "1.2.3.4", "1.2.4.5")
+        ]
+        for calling, expected in (
+            ("A", [(0, EXPLICIT_VR_LITTLE_ENDIAN)] * 3),
+            ("B", [(3, JPEG), (0, JPEG), (0, JPEG)]),
+            ("C", [(0, JPEG), (3, JPEG), (3, JPEG)]),
+        ):
+            verdict = access.judge(a_associate_rq(contexts, calling=calling), "10.0.0.1", None)
+            assert isinstance(verdict, Admitted)
+            answered = verdict.answer.presentation_contexts
+            self.assertEqual([(context.result, context.transfer_syntax) for context in answered], expected)
+
     def test_user(self) -> None:
         """A user must be there where one is asked for, and be one of those allowed."""
         access = self.access("callers: {A: {user: [alice, 'dr-*']}}")

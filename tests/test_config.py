@@ -18,6 +18,7 @@ from storescp.config import OPTIONS, Config, ConfigError, Duplicate, LogLevel, S
 from storescp.config_access import KEYS, AccessConfig
 from storescp.config_file import MAX_FILE_SIZE
 from storescp.naming import Naming
+from storescp.presentation import COMPRESSED, UNCOMPRESSED, AcceptedClasses
 from storescp.sop_classes import MODALITY_GROUPS, STORAGE_SOP_CLASSES
 from storescp.space import SpaceLimit
 
@@ -29,9 +30,10 @@ DEFAULTS = Config(
     ae_title="STORESCP",
     storage_dir=pathlib.Path("received"),
     index_db="received/.storescp/index.db",
-    accept=frozenset(STORAGE_SOP_CLASSES),
+    accept=AcceptedClasses(frozenset(STORAGE_SOP_CLASSES)),
     accept_names=("all",),
     prefer=(),
+    prefer_for={},
     naming=Naming.HIERARCHICAL,
     duplicate=Duplicate.REJECT,
     sync=Sync.ALWAYS,
@@ -108,8 +110,9 @@ class CommandLineTests(_TestCase):
                 "ae-title": "  ARCHIVE 1 ",
                 "storage-dir": "/data/in",
                 "index-db": "/data/index.db",
-                "accept": "ct, KO,RawDataStorage",
+                "accept": "ct, KO,RawDataStorage, 1.2.9.*,Private",
                 "prefer": "JPEG2000Lossless,1.2.840.10008.1.2",
+                "prefer-for": ["IVOCT,1.2.3.4=uncompressed,compressed", "1.2.3.4=proposed"],
                 "naming": "date",
                 "duplicate": "replace",
                 "sync": "never",
@@ -147,9 +150,17 @@ class CommandLineTests(_TestCase):
                 ae_title="ARCHIVE 1",
                 storage_dir=pathlib.Path("/data/in"),
                 index_db="/data/index.db",
-                accept=MODALITY_GROUPS["CT"] | MODALITY_GROUPS["KO"] | {"1.2.840.10008.5.1.4.1.1.66"},
-                accept_names=("ct", "KO", "RawDataStorage"),
-                prefer=("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2"),
+                accept=AcceptedClasses(
+                    MODALITY_GROUPS["CT"] | MODALITY_GROUPS["KO"] | {"1.2.840.10008.5.1.4.1.1.66"},
+                    frozenset(("1.2.9.*",)),
+                    frozenset(("private",)),
+                ),
+                accept_names=("ct", "KO", "RawDataStorage", "1.2.9.*", "Private"),
+                prefer=(frozenset(("1.2.840.10008.1.2.4.90",)), frozenset(("1.2.840.10008.1.2",))),
+                prefer_for={
+                    **dict.fromkeys(MODALITY_GROUPS["IVOCT"], (UNCOMPRESSED, COMPRESSED)),
+                    "1.2.3.4": (),
+                },
                 naming=Naming.DATE,
                 duplicate=Duplicate.REPLACE,
                 sync=Sync.NEVER,
@@ -219,8 +230,21 @@ class CommandLineTests(_TestCase):
             ("listen", ["tcp:1", "systemd:domain=INET:index=0"], ["", "11112", ":1", "a b:1", "tcp:\n"]),
             ("tls-port", ["0"], ["65536", "tls", ""]),
             ("tls-timeout", ["0.1", "3600"], ["0", "3601"]),
-            ("accept", ["CT", "CT,", "1.2.3.4"], ["", ",", "CT,nonsense", "none"]),
-            ("prefer", ["proposed", "RLELossless"], ["", ",", "proposed,RLELossless", "1.2.3"]),
+            (
+                "accept",
+                ["CT", "CT,", "1.2.3.4", "*", "1.2.*.3*", "unknown", "declared,CT"],
+                ["", ",", "CT,nonsense", "none", "CT*", "1.2.?", "unknown*"],
+            ),
+            (
+                "prefer",
+                ["proposed", "RLELossless", "compressed,ImplicitVRLittleEndian,Uncompressed"],
+                ["", ",", "proposed,RLELossless", "1.2.3", "all"],
+            ),
+            (
+                "prefer-for",
+                ["none", "CT=compressed", "CT,1.2.3.4 = RLELossless,uncompressed", "MR=proposed"],
+                ["", "CT", "=", "CT=", "=compressed", "CT=x", "x=compressed", "unknown=compressed"],
+            ),
             ("naming", ["flat"], ["Flat", "", "hierarchical "]),
             ("duplicate", ["ignore", "same"], ["overwrite", ""]),
             ("digest", ["none", "sha256", "blake2b"], ["crc32", "shake_128", ""]),
@@ -252,7 +276,10 @@ class CommandLineTests(_TestCase):
             "--index-db: expected the path of a SQLite database, got 'a://b'",
         )
         self.assertIn("got 'CTT' (nearest known: CT)", self.fault({"accept": ["MR", "CTT"]}))
-        self.assertIn("got 'propsed'; or 'proposed' alone", self.fault({"prefer": "propsed"}))
+        self.assertIn(
+            "got 'propsed', or 'compressed' or 'uncompressed'; or 'proposed' alone",
+            self.fault({"prefer": "propsed"}),
+        )
         self.assertIn("'xxxxxxxx", self.fault({"ae-title": "x" * 100_000}))
         self.assertEqual(
             self.fault({"max-asoc": "1"}),

@@ -15,10 +15,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "storescp"
 
 PURE = (
+    "extended_negotiation",
     "pdu",
     "sop_classes",
     "element_runs",
     "dataset_head",
+    "presentation",
     "negotiation",
     "upper_layer",
     "dimse",
@@ -27,7 +29,15 @@ PURE = (
 )
 BLOCKING = (
     *("flushing", "part10", "index_schema", "index", "stored_file", "space", "tls_settings", "credentials"),
-    *("config_file", "option_values", "config_access", "config_tls", "config", "tokens"),
+    *(
+        "config_file",
+        "option_values",
+        "config_access",
+        "config_tls",
+        "config_negotiation",
+        "config",
+        "tokens",
+    ),
     *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive", "scu"),
     *("shared", "channel"),
 )

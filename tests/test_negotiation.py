@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp import negotiation, pdu
+from storescp.extended_negotiation import (
+    STORAGE_SERVICE_CLASS,
+    CommonExtendedNegotiation,
+    ExtendedNegotiation,
+    RoleSelection,
+)
 from storescp.negotiation import AcceptedContext, Policy, accepted_contexts, negotiate
 from storescp.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ, PresentationContext, UserInformation
+from storescp.presentation import AcceptedClasses, Preference
 from tests.strategies import associate_requests, steady
 
 CT, MR, ECHO = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.1.1"
@@ -28,6 +35,11 @@ POLICY = Policy(
 def request(*contexts: tuple[int, str, tuple[str, ...]]) -> AAssociateRQ:
     """A request that proposes *contexts*."""
     return AAssociateRQ("SCP", "SCU", tuple(PresentationContext(*context) for context in contexts))
+
+
+def _ranks(*syntaxes: str) -> Preference:
+    """Each syntax a rank."""
+    return tuple(frozenset((syntax,)) for syntax in syntaxes)
 
 
 class NegotiateTests(SynchronousTestCase):
@@ -75,8 +87,89 @@ class NegotiateTests(SynchronousTestCase):
             (("1.2", IMPLICIT), (JPEG, "1.2", IMPLICIT), IMPLICIT),
         ):
             self.assertEqual(
-                self.results(replace(POLICY, prefer=prefer), (1, CT, proposed)), [(1, 0, chosen)]
+                self.results(replace(POLICY, prefer=_ranks(*prefer)), (1, CT, proposed)), [(1, 0, chosen)]
             )
+
+    def test_preference_of_several(self) -> None:
+        """Among equals the order of the requestor decides; what some SOP classes have goes for these alone."""
+        policy = replace(
+            POLICY,
+            abstract_syntaxes=frozenset((CT, MR)),
+            prefer=(frozenset((JPEG,)),),
+            prefer_for={CT: (frozenset((IMPLICIT, EXPLICIT)),), "1.2": ()},
+        )
+        proposed = (JPEG, EXPLICIT, IMPLICIT)
+        self.assertEqual(
+            self.results(policy, (1, CT, proposed), (3, MR, proposed[::-1])), [(1, 0, EXPLICIT), (3, 0, JPEG)]
+        )
+        self.assertEqual(
+            self.results(replace(policy, prefer_for={CT: ()}), (1, CT, proposed[::-1])), [(1, 0, IMPLICIT)]
+        )
+
+    def test_many_contexts(self) -> None:
+        """128 contexts of one SOP class are each answered, and accepted, for themselves."""
+        contexts = [(2 * n + 1, CT, (JPEG, EXPLICIT) if n % 2 else (IMPLICIT,)) for n in range(128)]
+        self.assertEqual(
+            self.results(POLICY, *contexts),
+            [(number, 0, syntaxes[0]) for number, _, syntaxes in contexts],
+        )
+
+    def items(self, *items: tuple[int, bytes], policy: Policy = POLICY) -> AAssociateAC:
+        """The answer to a request with these items for a CT, a CT again, an MR and an echo."""
+        asked = request((1, CT, (JPEG,)), (3, CT, ("1.2",)), (5, MR, (JPEG,)), (7, ECHO, (IMPLICIT,)))
+        answer = negotiate(replace(asked, user_information=UserInformation(other=items)), policy)
+        assert isinstance(answer, AAssociateAC)
+        return answer
+
+    def test_role_selection(self) -> None:
+        """The requestor may be the SCU, where it proposes that, and never the SCP, of what is accepted."""
+        roles = [RoleSelection(uid, scu=True, scp=True) for uid in (ECHO, CT, MR, "1.2.3")]
+        roles.append(RoleSelection(CT, scu=False, scp=True))  # there may be but one
+        answer = self.items(*(role.item for role in roles))
+        self.assertEqual([context.result for context in answer.presentation_contexts], [0, 4, 3, 0])
+        self.assertEqual(
+            answer.user_information.other,
+            tuple(RoleSelection(uid, scu=True, scp=False).item for uid in (ECHO, CT)),
+        )
+
+    def test_role_of_a_retriever(self) -> None:
+        """Who would be the SCP alone, as one that means C-GET, has its context refused by the user: result 1."""
+        answer = self.items(RoleSelection(CT, scu=False, scp=True).item)
+        self.assertEqual([context.result for context in answer.presentation_contexts], [1, 1, 3, 0])
+        self.assertEqual(answer.user_information.other, ())
+
+    def test_extended_negotiation(self) -> None:
+        """For storage: level 2, bit preserving, no coercion. Other classes, and refused ones, are not answered."""
+        answer = self.items(*(ExtendedNegotiation(uid, b"\3\0\0\0\2").item for uid in (CT, ECHO, MR)))
+        self.assertEqual(answer.user_information.other, ((0x56, b"\0\x19" + CT.encode() + b"\2\0\3\0\0"),))
+
+    def test_common_extended_negotiation(self) -> None:
+        """What a requestor says of an unknown class counts where the settings say so; it is not answered."""
+        declared = AcceptedClasses(frozenset((CT,)), others=frozenset(("declared",)))
+        new = "1.2.840.10008.5.1.4.1.1.999.1"
+        asked = request((1, new, (JPEG,)), (3, CT, (JPEG,)))
+        for service, related, policy, expected in (
+            (STORAGE_SERVICE_CLASS, (), replace(POLICY, accept=declared), 0),
+            ("1.2.3", ("1.2", CT), replace(POLICY, accept=declared), 0),
+            ("1.2.3", (MR, ECHO), replace(POLICY, accept=declared), 3),
+            (STORAGE_SERVICE_CLASS, (CT,), POLICY, 3),
+        ):
+            said = CommonExtendedNegotiation(new, service, related)
+            answer = negotiate(replace(asked, user_information=UserInformation(other=(said.item,))), policy)
+            assert isinstance(answer, AAssociateAC)
+            self.assertEqual([context.result for context in answer.presentation_contexts], [expected, 0])
+            self.assertEqual(answer.user_information.other, ())
+
+    def test_unreadable_items(self) -> None:
+        """Items that make no sense count as absent."""
+        items = [
+            (kind, value)
+            for kind in (0x54, 0x56, 0x57)
+            for value in (b"", b"\0", b"\0\2\xff\xff", b"\0\x09x")
+        ]
+        answer = self.items(*items, (0x54, RoleSelection(CT, scu=True, scp=False).item[1] + b"\1"))
+        self.assertEqual([context.result for context in answer.presentation_contexts], [0, 4, 3, 0])
+        self.assertEqual(answer.user_information.other, ())
 
     def test_acceptance(self) -> None:
         """The answer repeats the titles, and tells who we are and what we take; nothing else is answered."""
@@ -142,7 +235,7 @@ class NegotiateTests(SynchronousTestCase):
             transfer_syntaxes=data.draw(st.frozensets(st.sampled_from(syntaxes)))
             if syntaxes
             else frozenset(),
-            prefer=tuple(syntaxes[::-2]),
+            prefer=_ranks(*syntaxes[::-2]),
         )
         asked = replace(asked, application_context_name=pdu.APPLICATION_CONTEXT_NAME)
         answer = negotiate(asked, policy)
@@ -155,6 +248,8 @@ class NegotiateTests(SynchronousTestCase):
             taken = [name for name in context.transfer_syntaxes if name in policy.transfer_syntaxes]
             if context.abstract_syntax not in policy.abstract_syntaxes:
                 self.assertEqual(result.result, 3)
+            elif result.result == 1:
+                self.assertIn(0x54, [kind for kind, _ in asked.user_information.other])
             elif not taken:
                 self.assertEqual(result.result, 4)
             else:
