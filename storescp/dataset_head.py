@@ -178,17 +178,27 @@ class HeadReader:
         try:
             for start in range(0, len(data), PIECE):
                 piece: bytes | memoryview = data[start : start + PIECE]
+                limit = PIECE
                 while not self._inflater.eof:
-                    inflated = self._inflater.decompress(piece, PIECE)
+                    # Where it is damaged zlib gives nothing of what stands before that in the same piece, by which the
+                    # cuts would decide. So there it gets on in ever shorter steps, up to the byte.
+                    before = self._inflater.copy()
+                    try:
+                        inflated = self._inflater.decompress(piece, min(limit, MAX_INFLATED - self._inflated))
+                    except zlib.error:
+                        if limit == 1:
+                            raise
+                        self._inflater, limit = before, limit // 2
+                        continue
                     self._inflated += len(inflated)
                     if self._feed(inflated):
                         return True
-                    if self._inflated > MAX_INFLATED:
+                    if self._inflated >= MAX_INFLATED:
                         raise HeadError(
                             f"the deflated data set has no end of its head in {MAX_INFLATED} bytes"
                         )
                     piece = self._inflater.unconsumed_tail
-                    if not piece and len(inflated) < PIECE:
+                    if not piece and len(inflated) < limit:
                         break
         except zlib.error as error:
             raise HeadError(f"the data set cannot be inflated after byte {self._inflated}: {error}") from None

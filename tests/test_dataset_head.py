@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import pathlib
+import random
 import struct
 import tracemalloc
 import warnings
@@ -439,6 +440,31 @@ class HostileTests(SynchronousTestCase):
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         self.assertLess(peak, 300_000)
+
+    def test_damaged_behind_its_head(self) -> None:
+        """Whether a damaged deflated data set has its head does not depend on where it is cut: all that stands before
+        the damage counts.
+        """
+        head = b"".join(elements(EXPLICIT)) + element(EXPLICIT, 0x00091002, "OB", bytes(300))
+        whole = deflate(head + element(EXPLICIT, 0x7FE00010, "OB", random.Random(1).randbytes(2000)))
+        expected = read(EXPLICIT, head).raw
+        outcomes = set()
+        for position in range(0, len(whole) - 1, 7):
+            data = whole[:position] + b"\xff\xff" + whole[position + 2 :]
+            found = set()
+            for size in (1, 2, 16, 100, 333, 5000):
+                reader = HeadReader(DEFLATED)
+                try:
+                    for start in range(0, len(data), size):
+                        if reader.feed(data[start : start + size]):
+                            break
+                    found.add(tuple(reader.finish().raw.items()))
+                except HeadError as error:
+                    found.add(str(error))
+            self.assertEqual(len(found), 1, f"byte {position}: {found}")
+            outcomes |= found
+        self.assertIn(tuple(expected.items()), outcomes)
+        self.assertTrue(any(isinstance(outcome, str) for outcome in outcomes))
 
     def test_not_deflated(self) -> None:
         """What cannot be inflated is refused in one line."""
