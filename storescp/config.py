@@ -1,23 +1,22 @@
 """The options: one table for the command line, the YAML file and the documentation, and load(), to read them.
 
 Every value, wherever it comes from, is text until its option's parser has judged it. The parser's ValueError
-says what was expected and what was there; load() puts the place in front: one line for the operator.
+says what was expected and what was there; the place in front is that of :mod:`storescp.settings`.
 """
 
 from __future__ import annotations
 
-import difflib
 import enum
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import Final
 
-import yaml
-
+from storescp import config_limits as limits
 from storescp.config_access import ACCESS_OPTIONS, AccessConfig, read_access
-from storescp.config_file import ConfigError, composed, is_null, kind, line
+from storescp.config_file import ConfigError
+from storescp.config_limits import LIMIT_OPTIONS
 from storescp.config_negotiation import NEGOTIATION_OPTIONS, PREFER_FOR
 from storescp.config_tls import TLS_OPTIONS, read_tls
 from storescp.naming import Duplicate, Naming
@@ -34,16 +33,25 @@ from storescp.option_values import (
     one_of,
     path,
     prefer,
-    size,
     workers,
 )
 from storescp.presentation import AcceptedClasses, Preference, resolve_accepted
+from storescp.settings import Settings
 from storescp.space import SpaceLimit
 from storescp.tls_settings import TLSSettings
 
-__all__ = ["OPTIONS", "Config", "ConfigError", "Duplicate", "LogLevel", "Option", "Sync", "load"]
-
-T = TypeVar("T")
+__all__ = [
+    "OPTIONS",
+    "Config",
+    "ConfigError",
+    "Duplicate",
+    "LogLevel",
+    "Option",
+    "Sync",
+    "configured",
+    "gathered",
+    "load",
+]
 
 
 class LogLevel(enum.Enum):
@@ -121,7 +129,7 @@ _LISTEN = Option(
     endpoints,
     is_list=True,
 )
-_AE_TITLE = Option("ae-title", "TITLE", "STORESCP", "our AE title", ae_title, short="a")
+_AE_TITLE = Option("ae-title", "TITLE", "STORESCP", "our AE title", ae_title, short="a", reloads=True)
 _STORAGE_DIR = Option(
     "storage-dir", "DIR", "received", "where images go; created if missing", path, short="d"
 )
@@ -137,6 +145,7 @@ _ACCEPT = Option(
     " classes that are not in PS3.6 those unknown, private or declared",
     accept,
     is_list=True,
+    reloads=True,
 )
 _PREFER = Option(
     "prefer",
@@ -146,6 +155,7 @@ _PREFER = Option(
     " proposed",
     prefer,
     is_list=True,
+    reloads=True,
 )
 _NAMING = Option(
     "naming",
@@ -161,6 +171,7 @@ _DUPLICATE = Option(
     "an image that is stored already: reject it with 0111H, replace the stored one, ignore the new one, or take it"
     " for stored if it is the same to the byte and reject it if not",
     one_of(Duplicate),
+    reloads=True,
 )
 _SYNC = Option(
     "sync",
@@ -175,6 +186,7 @@ _DIGEST = Option(
     "none",
     "compute this digest of each file and keep it in the index: none, sha256, blake2b, ...",
     digest,
+    reloads=True,
 )
 _MIN_FREE = Option(
     "min-free",
@@ -182,6 +194,7 @@ _MIN_FREE = Option(
     "100M",
     "take no more images while less than this is free: bytes (K, M, G, T) or percent; 0: no limit",
     free_space,
+    reloads=True,
 )
 _WORKERS = Option(
     "workers",
@@ -190,94 +203,12 @@ _WORKERS = Option(
     "processes that serve associations: a number, or auto for one a CPU; 1 (or 0): the server's own and no other",
     workers,
 )
-_MAX_ASSOC = Option(
-    "max-assoc",
-    "N",
-    "10",
-    "associations at a time; more are rejected",
-    number(int, "a whole number", 1, 65535),
-)
-_MAX_PENDING = Option(
-    "max-pending",
-    "N",
-    "100",
-    "connections at a time that have not asked for an association yet; more are closed",
-    number(int, "a whole number", 1, 65535),
-)
-_TIMEOUT = Option(
-    "timeout",
-    "SECONDS",
-    "300",
-    "abort an association that was idle for so long; 0: never",
-    number(float, "a number of seconds", 0.0, 604800.0),
-)
-_ARTIM_TIMEOUT = Option(
-    "artim-timeout",
-    "SECONDS",
-    "30",
-    "close a connection that has not asked for an association, or not hung up, by then",
-    number(float, "a number of seconds", 0.1, 3600.0),
-)
-_STOP_TIMEOUT = Option(
-    "stop-timeout",
-    "SECONDS",
-    "30",
-    "how long a stop waits for associations before it aborts them",
-    number(float, "a number of seconds", 0.0, 3600.0),
-)
-_MAX_PDU = Option(
-    "max-pdu",
-    "BYTES",
-    "262144",
-    "the longest P-DATA-TF PDU we announce to take; 0: no limit",
-    number(int, "a number of bytes", 4096, 1 << 24, or_zero=True),
-)
-_MAX_PER_ADDRESS = Option(
-    "max-per-address",
-    "N",
-    "0",
-    "connections at a time from one address; more are closed; 0: no limit",
-    number(int, "a whole number", 1, 65535, or_zero=True),
-)
-_MAX_RATE = Option(
-    "max-rate",
-    "N",
-    "0",
-    "new connections a second from one address, on average; more are closed; 0: no limit",
-    number(float, "a number", 0.01, 100000.0, or_zero=True),
-)
-_MAX_OBJECT_SIZE = Option(
-    "max-object-size",
-    "SIZE",
-    "0",
-    "refuse images of more bytes (K, M, G, T) with A700H; 0: no limit",
-    size(1),
-)
-_MAX_IN_FLIGHT = Option(
-    "max-in-flight",
-    "SIZE",
-    "256M",
-    "bytes of all associations that may wait for storage: senders have to wait then; 0: no limit",
-    size(1 << 20),
-)
-_MIN_RATE = Option(
-    "min-rate",
-    "SIZE",
-    "1K",
-    "abort an association whose image, or PDU, comes with fewer bytes a second; 0: never",
-    size(1),
-)
-_PROGRESS_TIMEOUT = Option(
-    "progress-timeout",
-    "SECONDS",
-    "60",
-    "what --min-rate is judged over, and the time for a peer to take our answers; 0: none of that",
-    number(float, "a number of seconds", 0.1, 86400.0, or_zero=True),
-)
 _CHECK_CALLED_AE = Option(
-    "check-called-ae", "", "false", "reject associations that call another AE title", flag
+    "check-called-ae", "", "false", "reject associations that call another AE title", flag, reloads=True
 )
-_LOG_PATIENT_DATA = Option("log-patient-data", "", "false", "let patients' names and IDs into the log", flag)
+_LOG_PATIENT_DATA = Option(
+    "log-patient-data", "", "false", "let patients' names and IDs into the log", flag, reloads=True
+)
 
 _LOG_LEVEL = Option(
     "log-level",
@@ -285,6 +216,7 @@ _LOG_LEVEL = Option(
     "info",
     "log what is at least so important: debug, info, warn, error",
     one_of(LogLevel),
+    reloads=True,
 )
 
 OPTIONS: Final[tuple[Option[object], ...]] = (
@@ -304,18 +236,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     _DIGEST,
     _MIN_FREE,
     _WORKERS,
-    _MAX_ASSOC,
-    _MAX_PENDING,
-    _TIMEOUT,
-    _ARTIM_TIMEOUT,
-    _STOP_TIMEOUT,
-    _MAX_PDU,
-    _MAX_PER_ADDRESS,
-    _MAX_RATE,
-    _MAX_OBJECT_SIZE,
-    _MAX_IN_FLIGHT,
-    _MIN_RATE,
-    _PROGRESS_TIMEOUT,
+    *LIMIT_OPTIONS,
     _CHECK_CALLED_AE,
     *ACCESS_OPTIONS,
     _LOG_PATIENT_DATA,
@@ -323,47 +244,49 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
 )
 """Every option but --config, in the order in which they are shown."""
 
-_BY_NAME = {option.name: option for option in OPTIONS}
-
-# Two ways of saying one thing. Only one may be given; on the command line it overrules the other in the file.
+# Two ways of saying one thing. Only one may be given; who has more to say overrules with one the other of who has less.
 _EITHER_OR = (("port", "listen"), ("no-index", "index-db"))
-
 
 # What stands in the file alone, and is more than a value.
 _SECTIONS = ("callers",)
 
 
-class _Setting(NamedTuple):
-    where: str
-    texts: tuple[str, ...]
+def load(
+    file: str | os.PathLike[str] | None,
+    given: Mapping[str, str | bool | Sequence[str]],
+    environment: Mapping[str, str] | None = None,
+) -> Config:
+    """What :func:`configured` makes of :func:`gathered`."""
+    return configured(gathered(file, given, environment))
 
 
-def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | Sequence[str]]) -> Config:
-    """The settings: of the command line, else of `file` (YAML), else the defaults.
+def gathered(
+    file: str | os.PathLike[str] | None,
+    given: Mapping[str, str | bool | Sequence[str]],
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """The settings: of the command line, else of *environment*, else of *file* (YAML), else the defaults.
 
-    `given` maps names of options to what the command line gave; a flag that is False counts as not given.
+    *given* maps names of options to what the command line gave; a flag that is False counts as not given.
     Raises ConfigError.
     """
-    typed = _collect(_from_command_line(given))
-    sections: dict[str, yaml.Node] = {}
-    settings = {} if file is None else _collect(_from_file(os.fspath(file), sections))
-    for one, other in _EITHER_OR:
-        if one in typed or other in typed:
-            settings.pop(one, None)
-            settings.pop(other, None)
-    settings |= typed
+    settings = Settings(OPTIONS, _EITHER_OR, _SECTIONS)
+    if file is not None:
+        settings.add_file(os.fspath(file))
+    settings.add_environment(environment or {})
+    settings.add_command_line(given)
+    return settings
 
-    def value(option: Option[T]) -> T:
-        where, texts = settings.get(option.name) or (f"default of {option.name}", (option.default,))
-        return _judged(option, where, texts)
 
-    def place(name: str) -> str:
-        return settings[name].where if name in settings else f"--{name}"
-
+def configured(settings: Settings) -> Config:
+    """The server that *settings* describe. Raises ConfigError."""
+    value, place = settings.value, settings.place
     storage_dir = value(_STORAGE_DIR)
-    index_db = value(_INDEX_DB) if "index-db" in settings else str(storage_dir / ".storescp" / "index.db")
+    index_db = (
+        value(_INDEX_DB) if settings.is_given("index-db") else str(storage_dir / ".storescp" / "index.db")
+    )
     accept_names = value(_ACCEPT)
-    listen = value(_LISTEN) if "listen" in settings else (f"tcp:{value(_PORT)}",)
+    listen = value(_LISTEN) if settings.is_given("listen") else (f"tcp:{value(_PORT)}",)
     listen, tls = read_tls(value, place, listen)
     return Config(
         listen=listen,
@@ -381,93 +304,20 @@ def load(file: str | os.PathLike[str] | None, given: Mapping[str, str | bool | S
         digest=value(_DIGEST),
         min_free=value(_MIN_FREE),
         workers=value(_WORKERS),
-        max_assoc=value(_MAX_ASSOC),
-        max_pending=value(_MAX_PENDING),
-        timeout=value(_TIMEOUT),
-        artim_timeout=value(_ARTIM_TIMEOUT),
-        stop_timeout=value(_STOP_TIMEOUT),
-        max_pdu=value(_MAX_PDU),
-        max_per_address=value(_MAX_PER_ADDRESS),
-        max_rate=value(_MAX_RATE),
-        max_object_size=value(_MAX_OBJECT_SIZE),
-        max_in_flight=value(_MAX_IN_FLIGHT),
-        min_rate=value(_MIN_RATE),
-        progress_timeout=value(_PROGRESS_TIMEOUT),
+        max_assoc=value(limits.MAX_ASSOC),
+        max_pending=value(limits.MAX_PENDING),
+        timeout=value(limits.TIMEOUT),
+        artim_timeout=value(limits.ARTIM_TIMEOUT),
+        stop_timeout=value(limits.STOP_TIMEOUT),
+        max_pdu=value(limits.MAX_PDU),
+        max_per_address=value(limits.MAX_PER_ADDRESS),
+        max_rate=value(limits.MAX_RATE),
+        max_object_size=value(limits.MAX_OBJECT_SIZE),
+        max_in_flight=value(limits.MAX_IN_FLIGHT),
+        min_rate=value(limits.MIN_RATE),
+        progress_timeout=value(limits.PROGRESS_TIMEOUT),
         check_called_ae=value(_CHECK_CALLED_AE),
-        access=read_access(value, place, os.fspath(file or ""), sections.get("callers")),
+        access=read_access(value, place, settings.file, settings.sections.get("callers")),
         log_patient_data=value(_LOG_PATIENT_DATA),
         log_level=value(_LOG_LEVEL),
     )
-
-
-def _judged(option: Option[T], where: str, texts: tuple[str, ...]) -> T:
-    if len(texts) != 1 and not option.is_list:
-        raise ConfigError(f"{where}: expected one value, got a list of {len(texts)}")
-    try:
-        return option.parse(texts)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _collect(entries: Iterable[tuple[Option[object], _Setting]]) -> dict[str, _Setting]:
-    """Name of the option -> what one source gave for it, without the flags that are false."""
-    settings: dict[str, _Setting] = {}
-    for option, setting in entries:
-        if option.name in settings:
-            raise ConfigError(f"{setting.where}: expected once, got a second time")
-        settings[option.name] = setting
-    for option in OPTIONS:
-        if option.is_flag and option.name in settings and not _judged(option, *settings[option.name]):
-            del settings[option.name]
-    for one, other in _EITHER_OR:
-        if one in settings and other in settings:
-            raise ConfigError(f"{settings[other].where}: expected either {one} or {other}, got both")
-    return settings
-
-
-def _named(name: str, where: str) -> Option[object]:
-    option = _BY_NAME.get(name.replace("_", "-"))
-    if option is None:
-        nearest = difflib.get_close_matches(name[:60].replace("_", "-"), _BY_NAME, n=1)
-        hint = f" (nearest known: {nearest[0]})" if nearest else ""
-        raise ConfigError(f"{where}: expected the name of an option, got {name!r:.60}{hint}")
-    return option
-
-
-def _from_command_line(
-    given: Mapping[str, str | bool | Sequence[str]],
-) -> Iterator[tuple[Option[object], _Setting]]:
-    for name, value in given.items():
-        if isinstance(value, bool):
-            value = str(value)
-        option = _named(name, f"--{name}")
-        yield option, _Setting(f"--{name}", (value,) if isinstance(value, str) else tuple(value))
-
-
-def _from_file(file: str, sections: dict[str, yaml.Node]) -> Iterator[tuple[Option[object], _Setting]]:
-    """The entries of a YAML file, without those that are no options: they go into *sections*.
-
-    It is only composed, not constructed: nodes know their lines, and scalars stay text (the AE title NO).
-    """
-    root = composed(file)
-    if root is None or is_null(root):
-        return
-    if not isinstance(root, yaml.MappingNode):
-        raise ConfigError(
-            f"{file}:{line(root)}: expected lines of the form 'option: value', got {kind(root)}"
-        )
-    for key, node in root.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise ConfigError(f"{file}:{line(key)}: expected the name of an option, got {kind(key)}")
-        if key.value in _SECTIONS:
-            if key.value in sections:
-                raise ConfigError(f"{file}:{line(key)}: {key.value}: expected once, got a second time")
-            sections[key.value] = node
-            continue
-        option = _named(key.value, f"{file}:{line(key)}")
-        where = f"{file}:{line(key)}: {option.name}"
-        items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        for item in items:
-            if not isinstance(item, yaml.ScalarNode) or is_null(item):
-                raise ConfigError(f"{where}: expected a value, got {kind(item)}")
-        yield option, _Setting(where, tuple(item.value for item in items))

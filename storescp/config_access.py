@@ -79,6 +79,7 @@ _REJECT_UNKNOWN = Option(
     "false",
     "reject calling AE titles that have no entry in the section callers of the YAML file",
     flag,
+    reloads=True,
 )
 _AUTH = Option(
     "auth",
@@ -87,14 +88,18 @@ _AUTH = Option(
     "what checks users and their passcodes, such as file:/etc/storescp.passwd; may be repeated; see --help-auth",
     _auth,
     is_list=True,
+    reloads=True,
 )
-_AUTH_REQUIRED = Option("auth-required", "", "false", "reject associations without a user identity", flag)
+_AUTH_REQUIRED = Option(
+    "auth-required", "", "false", "reject associations without a user identity", flag, reloads=True
+)
 _AUTH_TIMEOUT = Option(
     "auth-timeout",
     "SECONDS",
     "10",
     "reject an association whose user has not been checked by then",
     number(float, "a number of seconds", 0.1, 300.0),
+    reloads=True,
 )
 _JWT_KEY = Option(
     "jwt-key",
@@ -102,11 +107,14 @@ _JWT_KEY = Option(
     "none",
     "take users' JSON Web Tokens signed with this key: a public one in PEM, or a secret of at least 32 bytes",
     file_or_none,
+    reloads=True,
 )
 _JWT_AUDIENCE = Option(
-    "jwt-audience", "TEXT", "none", "the audience (aud) that a token must be for", text_or_none
+    "jwt-audience", "TEXT", "none", "the audience (aud) that a token must be for", text_or_none, reloads=True
 )
-_JWT_ISSUER = Option("jwt-issuer", "TEXT", "none", "the issuer (iss) that a token must be from", text_or_none)
+_JWT_ISSUER = Option(
+    "jwt-issuer", "TEXT", "none", "the issuer (iss) that a token must be from", text_or_none, reloads=True
+)
 
 ACCESS_OPTIONS: Final[tuple[Option[object], ...]] = (
     _REJECT_UNKNOWN,

@@ -24,16 +24,21 @@ def composed(file: str) -> yaml.Node | None:
         raise ConfigError(f"{file!r}: expected a readable YAML file, got: {reason}") from None
     if len(content) > MAX_FILE_SIZE:
         raise ConfigError(f"{file}: expected a YAML file of at most {MAX_FILE_SIZE} bytes, got more")
+    return composed_text(content, file)
+
+
+def composed_text(content: str | bytes, where: str) -> yaml.Node | None:
+    """The root node of what stands at *where*, None for nothing. Raises ConfigError."""
     try:
         return yaml.compose(content, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
-        where = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{file}{where}: expected YAML, got: {error.problem!r:.120}") from None
+        place = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{where}{place}: expected YAML, got: {error.problem!r:.120}") from None
     except yaml.reader.ReaderError as error:
-        raise ConfigError(f"{file}: expected YAML, got at byte {error.position}: {error.reason}") from None
+        raise ConfigError(f"{where}: expected YAML, got at byte {error.position}: {error.reason}") from None
     # The composer recurses, and lets int() and chr() judge some escapes and directives.
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        raise ConfigError(f"{file}: expected YAML, got: {type(error).__name__}") from None
+        raise ConfigError(f"{where}: expected YAML, got: {type(error).__name__}") from None
 
 
 def line(node: yaml.Node) -> int:

@@ -25,9 +25,15 @@ _CERTIFICATE = Option(
     "none",
     "our certificate in PEM, and those between it and its authority",
     file_or_none,
+    reloads=True,
 )
 _KEY = Option(
-    "tls-key", "FILE", "none", "the certificate's private key in PEM; none: in the same file", file_or_none
+    "tls-key",
+    "FILE",
+    "none",
+    "the certificate's private key in PEM; none: in the same file",
+    file_or_none,
+    reloads=True,
 )
 _CA = Option(
     "tls-ca",
@@ -35,6 +41,7 @@ _CA = Option(
     "none",
     "file, or directory with .pem, .crt and .cer files, of the authorities that senders' certificates come from",
     file_or_none,
+    reloads=True,
 )
 _CLIENT_CERTIFICATE = Option(
     "tls-client-cert",
@@ -42,6 +49,7 @@ _CLIENT_CERTIFICATE = Option(
     "require",
     "whether senders must show a certificate (require), may (request), or are not asked (none)",
     one_of(ClientCertificate),
+    reloads=True,
 )
 _CRL = Option(
     "tls-crl",
@@ -50,6 +58,7 @@ _CRL = Option(
     "revocation lists in PEM, one for each authority that issues senders' certificates; may be repeated",
     files,
     is_list=True,
+    reloads=True,
 )
 _PROFILE = Option(
     "tls-profile",
@@ -57,6 +66,7 @@ _PROFILE = Option(
     "bcp195",
     "of DICOM PS3.15: bcp195 (B.12) TLS 1.2 and 1.3, non-downgrading (B.10) also DHE suites; or tls13 only",
     one_of(TLSProfile),
+    reloads=True,
 )
 _TIMEOUT = Option(
     "tls-timeout",
@@ -64,6 +74,7 @@ _TIMEOUT = Option(
     "10",
     "close a connection whose TLS handshake is not done by then",
     number(float, "a number of seconds", 0.1, 3600.0),
+    reloads=True,
 )
 
 TLS_OPTIONS: Final[tuple[Option[object], ...]] = (

@@ -32,6 +32,7 @@ from storescp.operator_archive import (
 from storescp.operator_send import SUCCESS, Sending, status_text
 from storescp.pdu import UserIdentity
 from storescp.scu import SCU, AssociationError, ContextNotAccepted
+from storescp.settings import CONFIG_VARIABLE
 from storescp.sop_classes import VERIFICATION
 
 #: Seconds to wait for the server when it is writing into the index.
@@ -189,7 +190,7 @@ def _archive(options: argparse.Namespace, *, create: bool = False) -> Iterator[A
         for name in ("storage-dir", "index-db")
         if (value := getattr(options, name.replace("-", "_"))) is not None
     }
-    config: Config = load(options.config, given)
+    config: Config = load(options.config or os.environ.get(CONFIG_VARIABLE), given, os.environ)
     root = os.path.abspath(config.storage_dir)
     if not os.path.isdir(root):
         raise ArchiveError(f"storage directory {root}: no such directory")
@@ -435,7 +436,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_archive_options(parser: argparse.ArgumentParser) -> None:
     """Those of the server that say where things are, by the same names."""
-    parser.add_argument("-c", "--config", metavar="FILE", help="the server's YAML file")
+    parser.add_argument(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help=f"the server's YAML file; or {CONFIG_VARIABLE} in the environment",
+    )
     for option in OPTIONS:
         if option.name in ("storage-dir", "index-db"):
             names = [f"-{option.short}"] if option.short else []

@@ -27,7 +27,13 @@ T_co = TypeVar("T_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Option(Generic[T_co]):
-    """One row of the table: `--name` on the command line, `name:` in YAML."""
+    """One row of the table: ``--name`` on the command line, ``name:`` in YAML, ``STORESCP_NAME`` in the environment.
+
+    To add one: a row in the module of its area (``config_AREA.py``; of a new area, its tuple into ``OPTIONS`` of
+    :mod:`storescp.config`, its reader into ``configured`` there), a field of ``Config`` or of what that holds, a line
+    in ``etc/storescp.yaml`` and one in the README. What it says together with others is checked by the reader, which
+    knows by ``place`` what to put in front of a mistake.
+    """
 
     name: str
     metavar: str
@@ -41,6 +47,10 @@ class Option(Generic[T_co]):
     """A single letter, or empty."""
     is_list: bool = False
     """Whether it may be given several times, and as a list in YAML."""
+    reloads: bool = False
+    """Whether a running server takes another value at SIGHUP; if not, it says that this needs a restart."""
+    masked: Callable[[str], str] | None = None
+    """What is shown of a text given for it, where that may hold secrets; its parser takes nothing that is masked."""
 
     @property
     def is_flag(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 from typing import NoReturn
@@ -15,9 +16,12 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from storescp import __version__
-from storescp.config import OPTIONS, ConfigError, load
+from storescp.config import OPTIONS, ConfigError, configured, gathered
 from storescp.logs import observer_for_twistd
 from storescp.service import CannotStart, StoreSCPService
+from storescp.settings import CONFIG_VARIABLE, Settings, unknown_variables
+
+_log = Logger(namespace=__name__)
 
 
 class Options(usage.Options, AuthOptionMixin):
@@ -28,10 +32,11 @@ class Options(usage.Options, AuthOptionMixin):
     synopsis = "[options]"
     longdesc = (
         "A DICOM Storage SCP: receives images by C-STORE and stores them as files. "
-        "Every option may stand in a YAML file under the same name; the command line wins."
+        "Every option may stand in a YAML file under the same name, or in the environment (STORESCP_MAX_ASSOC); "
+        "the command line wins, then the environment."
     )
     optParameters = [
-        ["config", "c", None, "YAML file with options"],
+        ["config", "c", None, f"YAML file with options; or {CONFIG_VARIABLE} in the environment"],
         *(
             [option.name, option.short or None, None, f"{option.help} [default: {option.default}]"]
             for option in OPTIONS
@@ -45,17 +50,22 @@ class Options(usage.Options, AuthOptionMixin):
         self.lists: dict[str, list[str]] = {}
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]
-            given = {
-                option.name: self[option.name]
-                for option in OPTIONS
-                if not option.is_list and self[option.name] not in (None, 0)
-            }
-            self.config = load(
-                self["config"],
-                {name: bool(text) if text == 1 else text for name, text in given.items()} | self.lists,
-            )
+            self.config = configured(self.gather())
         except (usage.UsageError, ConfigError) as error:
             _give_up(str(error))
+
+    def gather(self) -> Settings:
+        """What the command line, the environment and the file say at the moment. Raises ConfigError."""
+        given = {
+            option.name: self[option.name]
+            for option in OPTIONS
+            if not option.is_list and self[option.name] not in (None, 0)
+        }
+        return gathered(
+            self["config"] or os.environ.get(CONFIG_VARIABLE),
+            {name: bool(text) if text == 1 else text for name, text in given.items()} | self.lists,
+            os.environ,
+        )
 
     def opt_version(self) -> NoReturn:
         """Show the version and exit."""
@@ -86,6 +96,8 @@ def makeService(options: Options) -> StoreSCPService:
     if options.parent is not None:
         level = getattr(LogLevel, options.config.log_level.value)
         service.log_observer = observer_for_twistd(options.parent, level, _reactor)
+    for line in unknown_variables(OPTIONS, os.environ):
+        _log.warn("environment: {line}", line=line)
     _reactor.callWhenRunning(service.take_signals)
     daemon = options.parent is not None and not options.parent["nodaemon"]
     sys.excepthook = _excepthook_of_daemon if daemon else _excepthook
@@ -106,11 +118,10 @@ def _excepthook_of_daemon(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
     """A daemon has no stderr, and what twistd's parent process says there refers to the log."""
-    log = Logger(namespace=__name__)
     if isinstance(error, CannotStart):
-        log.critical("{error}", error=error)
+        _log.critical("{error}", error=error)
     else:
-        log.failure("cannot start", Failure(error, kind, traceback))
+        _log.failure("cannot start", Failure(error, kind, traceback))
 
 
 def _give_up(error: object) -> NoReturn:

@@ -29,15 +29,8 @@ PURE = (
 )
 BLOCKING = (
     *("flushing", "part10", "index_schema", "index", "stored_file", "space", "tls_settings", "credentials"),
-    *(
-        "config_file",
-        "option_values",
-        "config_access",
-        "config_tls",
-        "config_negotiation",
-        "config",
-        "tokens",
-    ),
+    *("config_file", "option_values", "settings", "config_access", "config_tls", "config_limits"),
+    *("config_negotiation", "config", "tokens"),
     *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive", "scu"),
     *("shared", "channel"),
 )
