@@ -26,6 +26,8 @@ class Kind(enum.Enum):
     """Here is one of a peer that is to speak TLS."""
     CREDENTIALS = b"k"
     """Here is a file with the credentials for those that follow."""
+    CONFIGURATION = b"g"
+    """Here is a file with the settings for those that follow."""
     DROP = b"d"
     """Drop the connection that has been longest without an association."""
     STOP = b"s"

@@ -13,7 +13,7 @@ import pickle
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import reactor as _reactor
 from twisted.internet.interfaces import IProtocolFactory
@@ -23,8 +23,8 @@ from twisted.python.failure import Failure
 
 from storescp.archive import CannotOpen
 from storescp.channel import Channel, Kind, Message
-from storescp.config import Config
-from storescp.logs import line_observer
+from storescp.config import Config, ConfigError
+from storescp.logs import LineObserver, line_observer
 from storescp.reader import Reader
 from storescp.receiver import Receiver
 from storescp.shared import Departures, SharedCounts, SharedOccupancy
@@ -47,7 +47,13 @@ class Child:
     log = Logger()
 
     def __init__(
-        self, reactor: PosixReactorBase, channel: Channel, counts: SharedCounts, number: int, config: Config
+        self,
+        reactor: PosixReactorBase,
+        channel: Channel,
+        counts: SharedCounts,
+        number: int,
+        config: Config,
+        observer: LineObserver,
     ) -> None:
         self._reactor = reactor
         self._channel = channel
@@ -63,6 +69,7 @@ class Child:
 
             self._tls = TLS(config.tls)
             self._secure = SecureFactory(self._tls, self._receiver.factory, reactor)
+        self._observer = observer
         self._reader = Reader(reactor, channel, self.read)
         self._acknowledging = False
         self._stopping = False
@@ -94,6 +101,8 @@ class Child:
                 self._take(message, self._secure)
             case Kind.CREDENTIALS:
                 self._use(message.descriptor)
+            case Kind.CONFIGURATION:
+                self._configure(message.descriptor)
             case Kind.DROP:
                 self._occupancy.drop_ordered()
                 self._receiver.factory.drop_oldest()
@@ -120,12 +129,22 @@ class Child:
         if descriptor < 0:
             self.log.error("the credentials for TLS were lost: too many open files")
             return
-        try:
-            credentials = pickle.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
-        finally:
-            os.close(descriptor)
         assert self._tls is not None
-        self._tls.use(credentials)
+        self._tls.use(_unpickled(descriptor))
+
+    def _configure(self, descriptor: int) -> None:
+        if descriptor < 0:
+            self.log.error("the new settings were lost: too many open files")
+            return
+        config: Config = _unpickled(descriptor)
+        try:
+            self._receiver.use(config)
+        except ConfigError as error:
+            self.log.error("a worker goes on with the settings that it had: {error}", error=error)
+            return
+        if self._tls is not None and config.tls is not None:
+            self._tls.settings = config.tls  # the credentials come before the next connection that needs them
+        self._observer.set_level(getattr(LogLevel, config.log_level.value))
 
     def _serve(self, descriptor: int, factory: IProtocolFactory) -> bool:
         """Whether the connection is there."""
@@ -164,6 +183,14 @@ class Child:
         self.log.failure("cannot stop in good order", failure)
 
 
+def _unpickled(descriptor: int) -> Any:
+    """What a file from the parent has; it is closed."""
+    try:
+        return pickle.loads(os.pread(descriptor, os.fstat(descriptor).st_size, 0))
+    finally:
+        os.close(descriptor)
+
+
 class Output:
     """The log's way to the parent. When that has died there is nobody to tell."""
 
@@ -191,7 +218,7 @@ def main(number: int, workers: int, channel_descriptor: int, counts_descriptor: 
         observer = line_observer(Output(), getattr(LogLevel, config.log_level.value), _reactor)
         globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
         counts = SharedCounts(counts_descriptor, workers)
-        child = Child(_reactor, channel, counts, number, config)
+        child = Child(_reactor, channel, counts, number, config, observer)
     except CannotOpen as error:
         channel.send(Kind.FAILED, str(error))
         return 1

@@ -264,13 +264,14 @@ def gathered(
     file: str | os.PathLike[str] | None,
     given: Mapping[str, str | bool | Sequence[str]],
     environment: Mapping[str, str] | None = None,
+    mistakes: list[str] | None = None,
 ) -> Settings:
     """The settings: of the command line, else of *environment*, else of *file* (YAML), else the defaults.
 
     *given* maps names of options to what the command line gave; a flag that is False counts as not given.
-    Raises ConfigError.
+    Raises ConfigError at the first mistake; *mistakes* collects them instead, but for a file that cannot be read.
     """
-    settings = Settings(OPTIONS, _EITHER_OR, _SECTIONS)
+    settings = Settings(OPTIONS, _EITHER_OR, _SECTIONS, mistakes)
     if file is not None:
         settings.add_file(os.fspath(file))
     settings.add_environment(environment or {})

@@ -73,6 +73,12 @@ def _auth(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
+def _without_secrets(text: str) -> str:
+    """A string of strcred but for its arguments, unless they are the name of a file."""
+    kind, colon, _ = text.partition(":")
+    return f"{kind} (masked)" if colon and kind != "file" else text
+
+
 _REJECT_UNKNOWN = Option(
     "reject-unknown-callers",
     "",
@@ -89,6 +95,7 @@ _AUTH = Option(
     _auth,
     is_list=True,
     reloads=True,
+    masked=_without_secrets,
 )
 _AUTH_REQUIRED = Option(
     "auth-required", "", "false", "reject associations without a user identity", flag, reloads=True
@@ -153,10 +160,18 @@ def read_access(
         raise ConfigError(f"{place(_AUTH_REQUIRED.name)}: expected auth or jwt-key with it, got neither")
     for caller in (default, *known):
         if caller.user:
-            raise ConfigError(
-                f"{file}: callers.{caller.name}.user: expected auth or jwt-key with it, got neither"
-            )
+            assert callers is not None
+            where = f"{file}:{_line_of(callers, caller.name, 'user')}: callers.{caller.name}.user"
+            raise ConfigError(f"{where}: expected auth or jwt-key with it, got neither")
     return config
+
+
+def _line_of(callers: yaml.Node, name: str, attribute: str) -> int:
+    """Where the rule *name* has the key *attribute*."""
+    for title, rule in callers.value:
+        if title.value.strip(" ") == name:
+            return next(line(key) for key, _ in rule.value if key.value == attribute)
+    return line(callers)
 
 
 def _read_callers(node: yaml.Node, file: str) -> tuple[tuple[Caller, ...], Caller]:

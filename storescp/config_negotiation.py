@@ -27,6 +27,7 @@ PREFER_FOR: Final = Option(
     " has a class counts",
     _prefer_for,
     is_list=True,
+    reloads=True,
 )
 
 NEGOTIATION_OPTIONS: Final[tuple[Option[object], ...]] = (PREFER_FOR,)

@@ -107,11 +107,12 @@ def read_tls(
                 f"{place(_CERTIFICATE.name)}: expected with tls-port, or to listen on tls:PORT, got neither"
             )
         return listen, None
+    wanted = _PORT.name if port else "listen"
     if certificate is None:
-        raise ConfigError("tls-certificate: expected a file to listen with TLS, got none")
+        raise ConfigError(f"{place(wanted)}: expected tls-certificate with it, got none")
     asks = client_certificate is not ClientCertificate.NONE
     if ca is None and asks:
-        raise ConfigError("tls-ca: expected a file or directory, or tls-client-cert none, got neither")
+        raise ConfigError(f"{place(wanted)}: expected tls-ca with it, or tls-client-cert none, got neither")
     return listen, TLSSettings(
         certificate=certificate,
         key=key or certificate,

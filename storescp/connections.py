@@ -85,6 +85,17 @@ class Connections(Factory, Generic[P]):
         self._draining = False
         self._drained: Deferred[None] | None = None
 
+    def use(
+        self, policy: Policy, limits: Limits, access: Access, authenticator: IAuthenticator | None
+    ) -> None:
+        """Judge by these who comes from now on. What was admitted before stays so."""
+        self.policy, self.limits, self.access, self.authenticator = policy, limits, access, authenticator
+        self.admission.limit(limits.max_per_address, limits.max_rate)
+        self.in_flight.set_limit(limits.max_in_flight)
+        self.occupancy.limit(limits.max_assoc, limits.max_pending)
+        while len(self.pending) > limits.max_pending:
+            self.drop_oldest()
+
     def begin(self, caller: Caller) -> Refused | None:
         """Count one more association, if there is room for it."""
         why = REJECT_REASONS[LOCAL_LIMIT_EXCEEDED]

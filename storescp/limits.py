@@ -44,19 +44,27 @@ class InFlight:
     __slots__ = ("limit", "total")
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit or sys.maxsize
+        self.set_limit(limit)
         self.total = 0
+
+    def set_limit(self, limit: int) -> None:
+        """Let so many bytes wait, 0 for any number, from now on."""
+        self.limit = limit or sys.maxsize
 
 
 class Admission:
     """Which connections may come in, by their addresses. That of a local socket is empty, and never too many."""
 
     def __init__(self, max_per_address: int, max_rate: float) -> None:
+        self._counts: dict[str, int] = {}
+        self._due: dict[str, float] = {}  # when the address has used up nothing any more of what it may
+        self.limit(max_per_address, max_rate)
+
+    def limit(self, max_per_address: int, max_rate: float) -> None:
+        """Judge by these from now on. Where there was no *max_per_address*, connections that are there do not count."""
         self._max_per_address = max_per_address
         self._interval = 1 / max_rate if max_rate else 0.0
         self._tolerance = max(BURST - self._interval, 0.0)
-        self._counts: dict[str, int] = {}
-        self._due: dict[str, float] = {}  # when the address has used up nothing any more of what it may
 
     def admit(self, host: str, now: float) -> str:
         """Let in a connection from *host* at the time *now*, in seconds; else the reason why not."""
@@ -72,11 +80,13 @@ class Admission:
 
     def leave(self, host: str) -> None:
         """A connection from *host* that was let in has ended."""
-        if host and self._max_per_address:
+        if host and self._counts:
             address = network_of(host)
-            left = self._counts[address] = self._counts[address] - 1
-            if not left:
-                del self._counts[address]
+            left = self._counts.get(address, 0) - 1
+            if left > 0:
+                self._counts[address] = left
+            else:
+                self._counts.pop(address, None)
 
     def count(self, address: str) -> int:
         """The connections from *address* at this moment."""

@@ -126,12 +126,16 @@ class LineObserver:
         schedule: Callable[[Callable[[], None]], object] | None = None,
     ) -> None:
         self._out = out
-        self._levels = {name: name.name for name in LogLevel.iterconstants() if name >= level}
+        self.set_level(level)
         self._urgent = frozenset(name for name in LogLevel.iterconstants() if name >= LogLevel.warn)
         self._schedule = schedule
         self._lines: list[str] = []
         self._second = -1
         self._stamp = ("", "")
+
+    def set_level(self, level: LogLevel) -> None:
+        """Write events of *level* and above from now on."""
+        self._levels = {name: name.name for name in LogLevel.iterconstants() if name >= level}
 
     def __call__(self, event: LogEvent) -> None:
         level = event.get("log_level", _INFO)

@@ -32,7 +32,8 @@ class Option(Generic[T_co]):
     To add one: a row in the module of its area (``config_AREA.py``; of a new area, its tuple into ``OPTIONS`` of
     :mod:`storescp.config`, its reader into ``configured`` there), a field of ``Config`` or of what that holds, a line
     in ``etc/storescp.yaml`` and one in the README. What it says together with others is checked by the reader, which
-    knows by ``place`` what to put in front of a mistake.
+    knows by ``place`` what to put in front of a mistake. One that ``reloads`` is obeyed by ``Receiver.use`` and, where
+    the parent of workers has a part in it, ``Supervisor.configure``: for the associations that come.
     """
 
     name: str
@@ -56,6 +57,11 @@ class Option(Generic[T_co]):
     def is_flag(self) -> bool:
         """Whether it takes no value on the command line (in YAML it is true or false)."""
         return not self.metavar
+
+
+def shown(option: Option[object], texts: tuple[str, ...]) -> tuple[str, ...]:
+    """*texts* as they may be shown."""
+    return tuple(map(option.masked, texts)) if option.masked is not None else texts
 
 
 class Values(Protocol):

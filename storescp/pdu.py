@@ -296,7 +296,7 @@ class PDUReader:
     """
 
     def __init__(self, maximum_length: int) -> None:
-        self._maximum_length = maximum_length
+        self.maximum_length = maximum_length
         self._data = b""
         self._view = memoryview(b"")
         self._position = 0
@@ -341,7 +341,7 @@ class PDUReader:
             if (
                 kind == 0x04
                 and 2 <= size == length - 4 <= left - 10
-                and (length <= self._maximum_length or not self._maximum_length)
+                and (length <= self.maximum_length or not self.maximum_length)
             ):
                 self._position = end = position + 6 + length
                 return Fragment(
@@ -376,8 +376,8 @@ class PDUReader:
                 return self._whole_pdu(kind, length, left)
             if length < 6:
                 raise InvalidPDU(f"P-DATA-TF of {length} bytes")
-            if length > self._maximum_length and self._maximum_length:
-                raise InvalidPDU(f"P-DATA-TF of {length} bytes, {self._maximum_length} were announced")
+            if length > self.maximum_length and self.maximum_length:
+                raise InvalidPDU(f"P-DATA-TF of {length} bytes, {self.maximum_length} were announced")
             self._pdu_left = length
             position += 6
             left -= 6

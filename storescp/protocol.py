@@ -85,6 +85,7 @@ class AssociationProtocol(Protocol):
         self.contexts: dict[int, AcceptedContext] = {}
         self._upper_layer = UpperLayer(factory.policy.maximum_length)
         self._user: IAssociationUser | None = None
+        self._limits = factory.limits  # of its time: new settings are for those who come
         self._clock = factory.clock
         self._began = self._last_heard = self._clock.seconds()
         self._artim: IDelayedCall | None = None
@@ -176,7 +177,7 @@ class AssociationProtocol(Protocol):
     def pauseProducing(self) -> None:
         """The peer does not read our responses: no use in reading more requests, for ever or at all."""
         if self._unread is None:
-            limits = self.parent.limits
+            limits = self._limits
             delay = min(filter(None, (limits.timeout, limits.progress_timeout)), default=WRITE_TIMEOUT)
             self._unread = self._clock.callLater(delay, self._not_taken)
             self._set_reading()
@@ -299,7 +300,7 @@ class AssociationProtocol(Protocol):
         # Until this fires the upper layer stays in state 3, in which the peer may do nothing but abort.
         checking = maybeDeferred(authenticator.authenticate, identity)
         self._checking = checking
-        checking.addTimeout(self.parent.limits.auth_timeout, self._clock)
+        checking.addTimeout(self._limits.auth_timeout, self._clock)
         checking.addCallbacks(partial(self._admit, request, verdict), partial(self._not_checked, request))
         checking.addCallbacks(lambda _: self._flush(), self._cannot_answer)
 
@@ -329,7 +330,7 @@ class AssociationProtocol(Protocol):
                 pass
         self._began = self._clock.seconds()
         self.parent.associated(self)
-        self._watch_idleness(self.parent.limits.timeout)
+        self._watch_idleness(self._limits.timeout)
         self._judge_progress_from_now()
         text = "association accepted: {calling} at {address} to {called}, {accepted} of {proposed} contexts"
         event: LogEvent = {
@@ -366,7 +367,7 @@ class AssociationProtocol(Protocol):
         if isinstance(error, Unauthorized):
             self._refuse(request, user_refused(str(error)))
         elif isinstance(error, TimeoutError):
-            limit = self.parent.limits.auth_timeout
+            limit = self._limits.auth_timeout
             self._refuse(request, user_unchecked(f"the user could not be checked within {limit:g} s"))
         else:  # its words are not repeated: who knows whether they have the passcode in them
             self._refuse(request, user_unchecked(f"the user could not be checked: {type(error).__name__}"))
@@ -472,8 +473,8 @@ class AssociationProtocol(Protocol):
         if self._artim is not None:
             self._artim.cancel()
             self._artim = None
-        elif self.parent.limits.artim_timeout:
-            self._artim = self._clock.callLater(self.parent.limits.artim_timeout, self._artim_expired)
+        elif self._limits.artim_timeout:
+            self._artim = self._clock.callLater(self._limits.artim_timeout, self._artim_expired)
 
     def _artim_expired(self) -> None:
         self._artim = None
@@ -490,7 +491,7 @@ class AssociationProtocol(Protocol):
         self._idle = None
         if self._user is None:
             return
-        timeout = self.parent.limits.timeout
+        timeout = self._limits.timeout
         ours = self._waits_for_storage or self._user.busy
         silence = 0.0 if ours else self._clock.seconds() - self._last_heard
         if silence >= timeout:
@@ -500,8 +501,8 @@ class AssociationProtocol(Protocol):
 
     def _judge_progress_from_now(self) -> None:
         """Begin a period in which a message that is not complete has to get on."""
-        period = self.parent.limits.progress_timeout
-        if period and self.parent.limits.min_rate:
+        period = self._limits.progress_timeout
+        if period and self._limits.min_rate:
             now = self._judged_from = self._clock.seconds()
             self._judged_received, self._not_read = self._received, 0.0
             if self._paused_at is not None:
@@ -520,7 +521,7 @@ class AssociationProtocol(Protocol):
         self._progress = None
         if self._user is None:
             return
-        limits = self.parent.limits
+        limits = self._limits
         if self._incomplete is not None and self._begun() is self._incomplete:
             now = self._clock.seconds()
             not_read = self._not_read + (now - self._paused_at if self._paused_at is not None else 0.0)

@@ -43,36 +43,15 @@ class Receiver:
     ) -> None:
         self.config = config
         self.statistics = statistics if statistics is not None else Statistics()
-        policy = Policy(
-            called_ae_titles=frozenset((config.ae_title,)) if config.check_called_ae else None,
-            abstract_syntaxes=config.accept.uids | {VERIFICATION},
-            accept=config.accept,
-            transfer_syntaxes=TRANSFER_SYNTAXES.keys(),
-            prefer=config.prefer,
-            prefer_for=config.prefer_for,
-            maximum_length=config.max_pdu,
-            implementation_class_uid=IMPLEMENTATION_CLASS_UID,
-            implementation_version_name=IMPLEMENTATION_VERSION_NAME,
-        )
+        policy = _policy(config)
         self.factory = AssociationFactory(
             policy,
-            Limits(
-                max_assoc=config.max_assoc,
-                max_pending=config.max_pending,
-                timeout=config.timeout,
-                artim_timeout=config.artim_timeout,
-                auth_timeout=config.access.auth_timeout,
-                max_per_address=config.max_per_address,
-                max_rate=config.max_rate,
-                min_rate=config.min_rate,
-                progress_timeout=config.progress_timeout,
-                max_in_flight=-(-config.max_in_flight // max(config.workers, 1)),  # each its share
-            ),
+            _limits(config),
             self._make_user,
             reactor,
             self.statistics,
             occupancy,
-            Access(config.access.callers, policy, user_required=config.access.auth_required),
+            _access(config, policy),
             admission,
         )
         self._reactor = reactor
@@ -87,11 +66,10 @@ class Receiver:
     def start(self, worker: int | None = None) -> None:
         """Open the archive: as the server, or as its *worker* of this number. Raises CannotOpen."""
         config = self.config
-        if config.access.checks_users:
-            try:
-                self.factory.authenticator = Authenticator(config.access)
-            except ConfigError as error:
-                raise CannotOpen(str(error)) from None
+        try:
+            self.factory.authenticator = authenticator(config)
+        except ConfigError as error:
+            raise CannotOpen(str(error)) from None
         self._archive = archive = Archive(config, worker)
         report(self.log, archive)
         self._store = InstanceStore(
@@ -104,6 +82,21 @@ class Receiver:
             digest=config.digest,
         )
         self._store.worker.start()
+
+    def use(self, config: Config) -> None:
+        """Do as *config* says, as far as that goes while running, with who comes from now on.
+
+        Of the associations that are there, each keeps what it was admitted under. Raises ConfigError, and changes
+        nothing then.
+        """
+        users = authenticator(config)
+        self.config = config
+        policy = _policy(config)
+        self.factory.use(policy, _limits(config), _access(config, policy), users)
+        if self._store is not None:
+            self._store.digest = config.digest
+            if self._store.space is not None:
+                self._store.space.set_limit(config.min_free)
 
     @inlineCallbacks
     def stop(self) -> Generator[Deferred[Any], object, None]:
@@ -127,6 +120,7 @@ class Receiver:
             self.statistics,
             log_patient_data=self.config.log_patient_data,
             max_object_size=self.config.max_object_size,
+            duplicate=self.config.duplicate,
         )
 
     def _space_found(self, enough: bool, free: int) -> None:
@@ -141,6 +135,44 @@ class Receiver:
                 limit=str(self.config.min_free),
                 free=free,
             )
+
+
+def authenticator(config: Config) -> Authenticator | None:
+    """What checks users, if anything does. Raises ConfigError."""
+    return Authenticator(config.access) if config.access.checks_users else None
+
+
+def _policy(config: Config) -> Policy:
+    return Policy(
+        called_ae_titles=frozenset((config.ae_title,)) if config.check_called_ae else None,
+        abstract_syntaxes=config.accept.uids | {VERIFICATION},
+        accept=config.accept,
+        transfer_syntaxes=TRANSFER_SYNTAXES.keys(),
+        prefer=config.prefer,
+        prefer_for=config.prefer_for,
+        maximum_length=config.max_pdu,
+        implementation_class_uid=IMPLEMENTATION_CLASS_UID,
+        implementation_version_name=IMPLEMENTATION_VERSION_NAME,
+    )
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
+        max_assoc=config.max_assoc,
+        max_pending=config.max_pending,
+        timeout=config.timeout,
+        artim_timeout=config.artim_timeout,
+        auth_timeout=config.access.auth_timeout,
+        max_per_address=config.max_per_address,
+        max_rate=config.max_rate,
+        min_rate=config.min_rate,
+        progress_timeout=config.progress_timeout,
+        max_in_flight=-(-config.max_in_flight // max(config.workers, 1)),  # each its share
+    )
+
+
+def _access(config: Config, policy: Policy) -> Access:
+    return Access(config.access.callers, policy, user_required=config.access.auth_required)
 
 
 def report(log: Logger, archive: Archive) -> None:

@@ -23,6 +23,7 @@ from storescp.interfaces import (
     Outcome,
 )
 from storescp.logs import info_emitter
+from storescp.naming import Duplicate
 from storescp.pdu import Fragment
 from storescp.sop_classes import VERIFICATION
 from storescp.statistics import Statistics
@@ -42,6 +43,7 @@ class StorageSCP:
         *,
         log_patient_data: bool = False,
         max_object_size: int = 0,
+        duplicate: Duplicate | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._association = association
@@ -49,6 +51,7 @@ class StorageSCP:
         self._statistics = statistics
         self._log_patient_data = log_patient_data
         self._max_object_size = max_object_size
+        self._duplicate = association.caller.duplicate or duplicate
         self._size = 0  # of the data set that is arriving, as far as there is a limit
         self._monotonic = monotonic
         self._messages = MessageReader()
@@ -140,7 +143,7 @@ class StorageSCP:
                 association.calling_ae_title,
                 association.called_ae_title,
                 association.caller.directory,
-                association.caller.duplicate,
+                self._duplicate,
             )
             self._incoming = self._store.begin(origin, association)
 

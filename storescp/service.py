@@ -23,17 +23,19 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.internet.protocol import Factory
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from storescp import __version__
 from storescp.archive import CannotOpen
-from storescp.config import Config
+from storescp.config import Config, ConfigError
+from storescp.config import LogLevel as Level
 from storescp.logs import LineObserver, log_again
-from storescp.receiver import Receiver
+from storescp.receiver import Receiver, authenticator
+from storescp.reloading import Reloading
 from storescp.supervisor import Supervisor
-from storescp.tls_settings import beneath, is_secure
+from storescp.tls_settings import TLSSettings, beneath, is_secure
 
 if TYPE_CHECKING:
     from storescp.tls import TLS
@@ -44,21 +46,18 @@ class CannotStart(Exception):
 
 
 class StoreSCPService(Service):
-    """The whole server. Making and starting it raise CannotStart."""
+    """The whole server. Making and starting it raise CannotStart. *reloading* reads the settings again."""
 
     name = "storescp"
     log = Logger()
 
-    def __init__(self, config: Config, reactor: ReactorBase) -> None:
+    def __init__(self, config: Config, reactor: ReactorBase, reloading: Reloading | None = None) -> None:
         self.config = config
+        self._reloading = reloading
         self.log_observer: ILogObserver | None = None
         self._reactor = reactor
         self._endpoints: list[tuple[str, IStreamServerEndpoint]] = []
-        for text in config.listen:
-            try:
-                self._endpoints.append((text, serverFromString(reactor, beneath(text))))
-            except Exception as error:  # noqa: BLE001 - plugins of Twisted read it, and raise anything
-                raise CannotStart(f"--listen: expected a Twisted endpoint, got {text!r}: {error}") from None
+        self._endpoints += ((text, endpoint_of(text, reactor)) for text in config.listen)
         self._ports: list[tuple[IListeningPort, bool]] = []  # whether with TLS
         self._crew: Receiver | Supervisor
         self._factory: Factory
@@ -117,36 +116,78 @@ class StoreSCPService(Service):
             else:
                 self._crew.start()
         except CannotOpen as error:
-            raise CannotStart(str(error)) from None
+            raise CannotStart(self._placed(error)) from None
         self._began = time.monotonic()
         # Whoever reads "listening" may stop us at once: not before the reactor runs and takes signals.
         self._reactor.callWhenRunning(self._banner)
 
     def _load_credentials(self) -> None:
         """Read what TLS needs: as long as we may. Raises CannotStart."""
-        if self._tls is None:
-            return
-        from storescp.credentials import BadCredentials
+        if self.config.tls is not None:
+            self._use_credentials(self._read_credentials(self.config.tls))
 
+    def _read_credentials(self, settings: TLSSettings) -> TLS:
+        """Raises CannotStart."""
+        from storescp.credentials import BadCredentials
+        from storescp.tls import TLS
+
+        tls = TLS(settings)
         try:
-            warnings = self._tls.load()
+            warnings = tls.load()
         except BadCredentials as error:
-            raise CannotStart(str(error)) from None
+            raise CannotStart(self._placed(error)) from None
         for warning in warnings:
             self.log.warn("{warning}", warning=warning)
-        if isinstance(self._crew, Supervisor):
-            self._crew.use(self._tls.credentials)
+        return tls
 
-    def _reload(self) -> None:
-        if self._tls is None:
-            self.log.info("SIGHUP: there are no files of TLS to read again")
-            return
+    def _placed(self, error: Exception) -> str:
+        """What is wrong, and where it was given, if that is known."""
+        return self._reloading.placed(str(error)) if self._reloading is not None else str(error)
+
+    def _use_credentials(self, tls: TLS) -> None:
+        assert self._tls is not None
+        self._tls.adopt(tls)
+        if isinstance(self._crew, Supervisor):
+            self._crew.use(tls.credentials)
+
+    def reload(self) -> None:
+        """Read the settings again, and do as they say as far as that goes; or change nothing, and say why."""
         try:
-            self._load_credentials()
-        except CannotStart as error:
-            self.log.error("TLS goes on with what it had: {error}", error=error)
-        else:
+            reading = self._reloading.read() if self._reloading is not None else None
+            config = reading.config if reading is not None else self.config
+            tls = self._read_credentials(config.tls) if config.tls is not None else None
+            if isinstance(self._crew, Supervisor):
+                authenticator(config)  # what the workers will make, and might not be able to
+                self._crew.configure(config)
+            else:
+                self._crew.use(config)
+        except (ConfigError, CannotStart) as error:
+            self.log.error("SIGHUP: nothing has changed: {error}", error=self._placed(error))
+            return
+        before, self.config = self.config, config
+        if tls is not None:
+            self._use_credentials(tls)
+        # What is said of it is said by the old level or by the new one.
+        levels = before.log_level, config.log_level
+        self._set_log_level(min(levels, key=list(Level).index))
+        if tls is not None:
             self.log.info("TLS: files read again")
+        if self._reloading is not None and reading is not None:
+            self._reloading.take(reading)
+            for line in reading.changed:
+                self.log.info("SIGHUP: {line}", line=line)
+            for line in reading.waiting:
+                self.log.warn("SIGHUP: needs a restart: {line}", line=line)
+            self.log.info(
+                "SIGHUP: settings read again: {changed} changed, {waiting} need a restart",
+                changed=len(reading.changed),
+                waiting=len(reading.waiting),
+            )
+        self._set_log_level(config.log_level)
+
+    def _set_log_level(self, level: Level) -> None:
+        if isinstance(self.log_observer, LineObserver):
+            self.log_observer.set_level(getattr(LogLevel, level.value))
 
     def _listener(self, port: IListeningPort) -> socket.socket:
         """The socket of *port*, which from now on accepts nothing itself."""
@@ -267,7 +308,7 @@ class StoreSCPService(Service):
     def take_signals(self) -> None:
         """Have SIGINT and SIGTERM stop the server and the process end with 0; a second one hurries.
 
-        SIGHUP has the files of TLS read again, and ends nothing where there is none.
+        SIGHUP has the settings read again, with the files that they name, and ends nothing.
 
         Without this twistd ends by the very signal, which a supervisor takes for a crash.
         """
@@ -277,13 +318,22 @@ class StoreSCPService(Service):
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
-        signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self._reload))
+        signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self.reload))
 
     def _stop(self) -> None:
         if self.running:
             self._reactor.stop()
         else:
             self._crew.hurry()
+
+
+def endpoint_of(text: str, reactor: object) -> IStreamServerEndpoint:
+    """The endpoint that a string describes. Raises CannotStart."""
+    try:
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, beneath(text))
+    except Exception as error:  # noqa: BLE001 - plugins of Twisted read it, and raise anything
+        raise CannotStart(f"--listen: expected a Twisted endpoint, got {text!r}: {error}") from None
+    return endpoint
 
 
 def _raise_descriptor_limit() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import enum
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Final, NamedTuple, TypeVar
 
 import yaml
@@ -31,6 +31,7 @@ RESERVED: Final = frozenset((CONFIG_VARIABLE, "STORESCP_PASSWORD"))
 _of_a_service = re.compile(
     r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)", re.DOTALL
 ).fullmatch
+_begins_with_name = re.compile(r"(?:--)?([a-z-]+)(?=: )").match
 _url_of_a_service = re.compile(r"(tcp|udp|sctp)://.*", re.DOTALL).fullmatch
 
 
@@ -56,7 +57,8 @@ class Settings:
     """What was given for *options*, added source by source, and the value of each.
 
     Of two *alternatives* a source may give only one, and overrules with it both of the sources before. *sections* of
-    a file are no options, but nodes to be read elsewhere.
+    a file are no options, but nodes to be read elsewhere. The first mistake is raised; if there are to be more, they
+    go into *mistakes*, and what is mistaken is as good as not given.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Settings:
         options: Sequence[Option[object]],
         alternatives: Iterable[tuple[str, str]] = (),
         sections: Iterable[str] = (),
+        mistakes: list[str] | None = None,
     ) -> None:
         self.options = options
         self.file = ""
@@ -71,6 +74,7 @@ class Settings:
         self._by_name = {option.name: option for option in options}
         self._alternatives = tuple(alternatives)
         self._sections = frozenset(sections)
+        self._mistakes = mistakes
         self._given: dict[str, Setting] = {}
 
     # -- what is in force --
@@ -91,13 +95,37 @@ class Settings:
         except ValueError as error:
             raise ConfigError(f"{setting.where}: {error}") from None
 
+    def judge(self) -> None:
+        """Judge every value. Raises ConfigError."""
+        for option in self.options:
+            try:
+                self.value(option)
+            except ConfigError as error:
+                self._mistaken(str(error))
+                del self._given[option.name]
+
     def place(self, name: str) -> str:
         """Where the option *name* was given: for a message about it."""
         return self._given[name].where if name in self._given else f"--{name}"
 
+    def placed(self, message: str) -> str:
+        """*message* that begins with the name of an option, with the place where that was given in front instead."""
+        match = _begins_with_name(message)
+        return (
+            self.place(match[1]) + message[match.end(1) :] if match and self.is_given(match[1]) else message
+        )
+
     def is_given(self, name: str) -> bool:
         """Whether anybody has given the option *name*."""
         return name in self._given
+
+    def holding(self, names: Set[str], other: Settings) -> Settings:
+        """These, but for the options of these *names*: they are as in *other*."""
+        mixed = Settings(self.options, self._alternatives, self._sections)
+        mixed.file, mixed.sections = self.file, self.sections
+        mixed._given = {name: given for name, given in self._given.items() if name not in names}
+        mixed._given |= {name: given for name, given in other._given.items() if name in names}
+        return mixed
 
     # -- sources, in this order --
 
@@ -117,17 +145,23 @@ class Settings:
         """Add what the command line has, by names of options; a flag that is False is not given. Raises ConfigError."""
         self._add(self._from_command_line(given))
 
+    def _mistaken(self, mistake: str) -> None:
+        if self._mistakes is None:
+            raise ConfigError(mistake)
+        self._mistakes.append(mistake)
+
     def _add(self, entries: Iterable[tuple[Option[object], Setting]]) -> None:
         layer: dict[str, Setting] = {}
         for option, setting in entries:
             if option.name in layer:
-                raise ConfigError(f"{setting.where}: expected once, got a second time")
+                self._mistaken(f"{setting.where}: expected once, got a second time")
             layer[option.name] = setting
         said = {name for name, setting in layer.items() if not self._is_false(self._by_name[name], setting)}
         for pair in self._alternatives:
             if said.issuperset(pair):
                 one, other = pair
-                raise ConfigError(f"{layer[other].where}: expected either {one} or {other}, got both")
+                self._mistaken(f"{layer[other].where}: expected either {one} or {other}, got both")
+                del layer[other]
             if not said.isdisjoint(pair):
                 for name in pair:
                     self._given.pop(name, None)
@@ -142,11 +176,11 @@ class Settings:
         except ValueError:
             return False  # :meth:`value` says so
 
-    def _named(self, name: str, where: str) -> Option[object]:
+    def _named(self, name: str, where: str) -> Option[object] | None:
         option = self._by_name.get(name.replace("_", "-"))
         if option is None:
             hint = nearest(name.replace("_", "-"), self._by_name)
-            raise ConfigError(f"{where}: expected the name of an option, got {name!r:.60}{hint}")
+            self._mistaken(f"{where}: expected the name of an option, got {name!r:.60}{hint}")
         return option
 
     def _from_command_line(
@@ -154,7 +188,7 @@ class Settings:
     ) -> Iterator[tuple[Option[object], Setting]]:
         for name, value in given.items():
             option = self._named(name, f"--{name}")
-            if value is not False:
+            if option is not None and value is not False:
                 texts = (str(value),) if isinstance(value, str | bool) else tuple(value)
                 yield option, Setting(Source.COMMAND_LINE, f"--{name}", f"--{name}", texts)
 
@@ -166,7 +200,7 @@ class Settings:
                 continue
             texts: tuple[str, ...] = (text,)
             if option.is_list and text.startswith("["):
-                texts = _texts(composed_text(text, name), name)
+                texts = self._texts(composed_text(text, name), name)
             yield option, Setting(Source.ENVIRONMENT, name, name, texts)
 
     def _from_file(self, file: str) -> Iterator[tuple[Option[object], Setting]]:
@@ -184,24 +218,31 @@ class Settings:
         for key, node in root.value:
             origin = f"{file}:{line(key)}"
             if not isinstance(key, yaml.ScalarNode):
-                raise ConfigError(f"{origin}: expected the name of an option, got {kind(key)}")
+                self._mistaken(f"{origin}: expected the name of an option, got {kind(key)}")
+                continue
             if key.value in self._sections:
                 if key.value in self.sections:
-                    raise ConfigError(f"{origin}: {key.value}: expected once, got a second time")
+                    self._mistaken(f"{origin}: {key.value}: expected once, got a second time")
                 self.sections[key.value] = node
                 continue
             option = self._named(key.value, origin)
-            where = f"{origin}: {option.name}"
-            yield option, Setting(Source.FILE, where, origin, _texts(node, where))
+            if option is not None:
+                where = f"{origin}: {option.name}"
+                if texts := self._texts(node, where):
+                    yield option, Setting(Source.FILE, where, origin, texts)
 
-
-def _texts(node: yaml.Node | None, where: str) -> tuple[str, ...]:
-    """The scalar that *node* is, or the list of them."""
-    items = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    for item in items:
-        if not isinstance(item, yaml.ScalarNode) or is_null(item):
-            raise ConfigError(f"{where}: expected a value, got {'nothing' if item is None else kind(item)}")
-    return tuple(item.value for item in items)
+    def _texts(self, node: yaml.Node | None, where: str) -> tuple[str, ...]:
+        """The scalar that *node* is, or the list of them."""
+        items: list[yaml.Node | None] = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        texts: list[str] = []
+        for item in items:
+            if not isinstance(item, yaml.ScalarNode) or is_null(item):
+                self._mistaken(f"{where}: expected a value, got {'nothing' if item is None else kind(item)}")
+                return ()
+            texts.append(item.value)
+        if not texts:
+            self._mistaken(f"{where}: expected at least one value, got an empty list")
+        return tuple(texts)
 
 
 def variable(name: str) -> str:
@@ -215,7 +256,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (nearest known: {close[0]})" if close else ""
 
 
-def unknown_variables(options: Iterable[Option[object]], variables: Iterable[str]) -> list[str]:
+def unknown_variables(options: Iterable[Option[object]], variables: Mapping[str, str]) -> list[str]:
     """A line for each environment variable that has our prefix, but is none of ours or of a service's.
 
     No mistake that ends a server: who runs containers does not always choose what they are told.
@@ -224,7 +265,7 @@ def unknown_variables(options: Iterable[Option[object]], variables: Iterable[str
     return [
         f"{name!r:.80} names no option, and is ignored{nearest(name, known)}"
         for name in sorted(variables)
-        if name.startswith(PREFIX) and name not in known and not _is_of_a_service(name, "")
+        if name.startswith(PREFIX) and name not in known and not _is_of_a_service(name, variables[name])
     ]
 
 

@@ -126,11 +126,17 @@ class SharedAdmission(Admission):
     """
 
     def __init__(self, counts: SharedCounts, max_per_address: int, max_rate: float) -> None:
-        super().__init__(max_per_address, max_rate)
         self._slots = counts.slots
         self._numbers: dict[str, int] = {}
-        self._free = list(range(ADDRESSES - 1, 0, -1)) if max_per_address else []
+        self._free: list[int] = []
         self._given: list[dict[int, int]] = [{} for _ in counts.slots]  # connections of a worker, by numbers
+        super().__init__(max_per_address, max_rate)
+
+    def limit(self, max_per_address: int, max_rate: float) -> None:
+        """See Admission."""
+        super().limit(max_per_address, max_rate)
+        if max_per_address and not (self._free or self._numbers):
+            self._free = list(range(ADDRESSES - 1, 0, -1))
 
     def count(self, address: str) -> int:
         """See Admission."""
@@ -186,6 +192,10 @@ class Departures(Admission):
         self._slot = slot
         self._open: dict[str, tuple[int, int]] = {}  # number of the address, and connections from there
 
+    def limit(self, max_per_address: int, max_rate: float) -> None:
+        """None here: see the class."""
+        super().limit(0, 0)
+
     def expect(self, host: str, number: int) -> None:
         """A connection from *host* comes, to be counted under *number*."""
         _, count = self._open.get(host, (number, 0))
@@ -218,11 +228,16 @@ class SharedOccupancy(Occupancy):
         super().__init__(max_assoc)
         self._counts = counts
         self._slot = counts.slots[number]
-        # Others that count at this very moment may not see us, nor we them.
-        self._safe = max_pending - len(counts.slots)
+        self.limit(max_assoc, max_pending)
         self._crowded = crowded
         self._came = 0
         self._drops = 0
+
+    def limit(self, max_assoc: int, max_pending: int) -> None:
+        """See Occupancy."""
+        self.max_assoc = max_assoc
+        # Others that count at this very moment may not see us, nor we them.
+        self._safe = max_pending - len(self._counts.slots)
 
     @property
     def is_full(self) -> bool:

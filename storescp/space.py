@@ -50,9 +50,14 @@ class FreeSpace:
         self._looked = float("-inf")
         self._enough = True
 
+    def set_limit(self, limit: SpaceLimit) -> None:
+        """Want so much from the next check on."""
+        self._limit = limit
+        self._looked = float("-inf")
+
     def check(self) -> None:
         """Raises LowSpace while less is free than the limit wants, and OSError."""
-        if not self._limit.amount:
+        if not self._limit.amount and self._enough:
             return
         now = self._monotonic()
         if now - self._looked >= INTERVAL:

@@ -70,6 +70,10 @@ class Occupancy:
         self._low_space = False
         self._of_callers: Counter[int] = Counter()
 
+    def limit(self, max_assoc: int, max_pending: int) -> None:
+        """Allow so many associations, and connections without one, from now on."""
+        self.max_assoc = max_assoc
+
     @property
     def is_full(self) -> bool:
         """Whether there is no room for any association."""

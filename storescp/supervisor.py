@@ -60,8 +60,7 @@ class Supervisor:
         self._admission = SharedAdmission(self._counts, config.max_per_address, config.max_rate)
         self._statistics = Statistics()
         self._repeated = Repeated(reactor)
-        self._pickled = os.memfd_create("storescp-config")
-        os.write(self._pickled, pickle.dumps(config))
+        self._configuration = _in_memory("storescp-config", config)
         self._workers = [
             WorkerProcess(
                 reactor,
@@ -69,7 +68,7 @@ class Supervisor:
                 slot,
                 relay=relay,
                 ready=self._ready,
-                counted=lambda _: make_room(self._workers, config.max_pending),
+                counted=lambda _: make_room(self._workers, self.config.max_pending),
                 ended=self._ended,
             )
             for number, slot in enumerate(self._counts.slots)
@@ -126,9 +125,17 @@ class Supervisor:
         """Have the workers speak TLS with *credentials*, from the next connection on."""
         if self._credentials is not None:
             self._credentials.close()
-        # A file without a name, which only they are given.
-        self._credentials = os.fdopen(os.memfd_create("storescp-credentials"), "wb", buffering=0)
-        self._credentials.write(pickle.dumps(credentials))
+        self._credentials = _in_memory("storescp-credentials", credentials)
+
+    def configure(self, config: Config) -> None:
+        """Have all workers do as *config* says, also those that start later: from the next connection on."""
+        self.config = config
+        self._admission.limit(config.max_per_address, config.max_rate)
+        before, self._configuration = self._configuration, _in_memory("storescp-config", config)
+        for worker in self._workers:
+            worker.configure(self._configuration)
+        before.close()
+        make_room(self._workers, config.max_pending)
 
     def stop(self) -> Deferred[None]:
         """Have the workers stop in good order, and close the archive when they have ended."""
@@ -216,7 +223,9 @@ class Supervisor:
     def _spawn(self, worker: WorkerProcess) -> None:
         assert self._archive is not None
         # The lock, so that the archive is in use as long as a worker lives that has lost its parent.
-        worker.spawn(len(self._workers), self._pickled, self._counts.descriptor, self._archive.lock)
+        worker.spawn(
+            len(self._workers), self._configuration.fileno(), self._counts.descriptor, self._archive.lock
+        )
 
     def _replace(self, worker: WorkerProcess) -> None:
         del self._replacements[worker]
@@ -278,10 +287,17 @@ class Supervisor:
         if self._credentials is not None:
             self._credentials.close()
         self._repeated.stop()
-        os.close(self._pickled)
+        self._configuration.close()
         os.close(self._counts.descriptor)
         if self._archive is not None:
             close(self.log, self._archive)
+
+
+def _in_memory(name: str, value: object) -> IO[bytes]:
+    """A file with *value*, without a name in any directory: only those that are given it have it."""
+    file = os.fdopen(os.memfd_create(name), "wb", buffering=0)
+    file.write(pickle.dumps(value))
+    return file
 
 
 def hand_over(

@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from storescp import __version__
 from storescp.config import OPTIONS, ConfigError, configured, gathered
 from storescp.logs import observer_for_twistd
+from storescp.reloading import Reloading
 from storescp.service import CannotStart, StoreSCPService
 from storescp.settings import CONFIG_VARIABLE, Settings, unknown_variables
 
@@ -48,9 +49,12 @@ class Options(usage.Options, AuthOptionMixin):
     def parseOptions(self, options: list[str] | None = None) -> None:
         """Parse, and load the configuration into ``self.config``."""
         self.lists: dict[str, list[str]] = {}
+        self._directory = os.getcwd()  # twistd may go elsewhere
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]
-            self.config = configured(self.gather())
+            settings = self.gather()
+            self.config = configured(settings)
+            self.reloading = Reloading(self.gather, settings, self.config)
         except (usage.UsageError, ConfigError) as error:
             _give_up(str(error))
 
@@ -61,8 +65,11 @@ class Options(usage.Options, AuthOptionMixin):
             for option in OPTIONS
             if not option.is_list and self[option.name] not in (None, 0)
         }
+        file = self["config"] or os.environ.get(CONFIG_VARIABLE)
+        if file and os.getcwd() != self._directory:
+            file = os.path.join(self._directory, file)
         return gathered(
-            self["config"] or os.environ.get(CONFIG_VARIABLE),
+            file,
             {name: bool(text) if text == 1 else text for name, text in given.items()} | self.lists,
             os.environ,
         )
@@ -90,9 +97,9 @@ def makeService(options: Options) -> StoreSCPService:
     """The service that *options* describe; nothing is opened yet."""
     assert isinstance(_reactor, ReactorBase)
     try:
-        service = StoreSCPService(options.config, _reactor)
+        service = StoreSCPService(options.config, _reactor, options.reloading)
     except CannotStart as error:
-        _give_up(error)
+        _give_up(options.reloading.placed(str(error)))
     if options.parent is not None:
         level = getattr(LogLevel, options.config.log_level.value)
         service.log_observer = observer_for_twistd(options.parent, level, _reactor)

@@ -95,6 +95,10 @@ class TLS:
         self.use(credentials)
         return warnings
 
+    def adopt(self, other: TLS) -> None:
+        """Be as *other* is, for the connections that come."""
+        self.settings, self.credentials, self._context = other.settings, other.credentials, other._context
+
     def use(self, credentials: Credentials) -> None:
         """Use *credentials* for the connections that come. Raises BadCredentials."""
         self._context = _context(self.settings, credentials)

@@ -280,7 +280,8 @@ class UpperLayer:
         self._handle(Input.TRANSPORT_CONFIRMATION, request)
 
     def accept(self, response: AAssociateAC) -> None:
-        """Accept the association that was asked for (E7)."""
+        """Accept the association that was asked for (E7): with the maximum length that *response* announces."""
+        self._reader.maximum_length = response.user_information.maximum_length
         self._handle(Input.ASSOCIATE_RESPONSE_ACCEPT, response)
 
     def reject(self, response: AAssociateRJ) -> None:

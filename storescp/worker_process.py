@@ -79,6 +79,7 @@ class WorkerProcess:
         self._sent = 0  # since the start of the process
         self._unacknowledged: deque[Accepted] = deque()  # the last of these, not known to be taken
         self._credentials: IO[bytes] | None = None  # that it has for TLS
+        self._configuration: IO[bytes] | None = None  # that it is to have, where it has another one
 
     # -- what it is given --
 
@@ -102,7 +103,7 @@ class WorkerProcess:
 
         *credentials* are those of the moment for TLS, if it speaks that; *text* is for who serves it.
         """
-        if self._channel is None:
+        if self._channel is None or not self._send_configuration():
             return False
         if accepted.secure and credentials is not None and credentials is not self._credentials:
             if not self._channel.send(Kind.CREDENTIALS, connection=credentials):
@@ -122,6 +123,22 @@ class WorkerProcess:
         """Close the connections that it has taken: as long as they are open here, it cannot end them."""
         while len(self._unacknowledged) > self._sent - self._slot.taken:
             self._unacknowledged.popleft().connection.close()
+
+    def configure(self, configuration: IO[bytes]) -> None:
+        """Have it do as the settings in the file *configuration* say, before it takes another connection."""
+        if self._channel is not None:
+            self._configuration = configuration
+            self._send_configuration()
+
+    def _send_configuration(self) -> bool:
+        """Whether it has, or finds in the channel, what it is to have: there may be no room at the moment."""
+        if self._configuration is None:
+            return True
+        assert self._channel is not None
+        if not self._channel.send(Kind.CONFIGURATION, connection=self._configuration):
+            return False
+        self._configuration = None
+        return True
 
     def drop_oldest(self) -> bool:
         """Have it drop a connection without an association; false when there is no room for the message."""
@@ -181,7 +198,7 @@ class WorkerProcess:
         self._channel, self.began = channel, self._reactor.seconds()
         self.is_ready, self._line = False, b""
         self._sent = 0
-        self._credentials = None
+        self._credentials = self._configuration = None
 
     def wait_until_ready(self) -> None:
         """At the start of the server, when no reactor runs. Raises CannotOpen."""
@@ -216,6 +233,7 @@ class WorkerProcess:
             self.is_ready = True
             self._ready(self)
         elif message.kind is Kind.COUNTED:
+            self._send_configuration()
             self._let_go()
             self._counted(self)
         elif message.kind is Kind.FAILED:

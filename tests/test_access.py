@@ -296,11 +296,15 @@ class SectionTests(_TestCase):
 
     def test_nothing_to_check_users_with(self) -> None:
         """Users that are asked for need something that checks them."""
-        for content in ("callers: {A: {user: x}}\nauth: none", "auth-required: true"):
+        for content, where in (
+            ("callers:\n  A:\n    called: X\n    user: x\nauth: none", "4: callers.A.user"),
+            ("callers: {A: {},\n default: {user: x}}", "2: callers.default.user"),
+            ("\nauth-required: true", "2: auth-required"),
+        ):
             path = self.mktemp()
             pathlib.Path(path).write_text(content)
             message = str(self.assertRaises(ConfigError, load, path, {}))
-            self.assertIn("expected auth or jwt-key with it, got neither", message)
+            self.assertEqual(message, f"{path}:{where}: expected auth or jwt-key with it, got neither")
 
     def test_secrets(self) -> None:
         """What stands in auth is in no message and no repr(): there may be passwords in it."""

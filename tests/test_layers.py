@@ -30,7 +30,7 @@ PURE = (
 BLOCKING = (
     *("flushing", "part10", "index_schema", "index", "stored_file", "space", "tls_settings", "credentials"),
     *("config_file", "option_values", "settings", "config_access", "config_tls", "config_limits"),
-    *("config_negotiation", "config", "tokens"),
+    *("config_negotiation", "config", "reloading", "tokens"),
     *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive", "scu"),
     *("shared", "channel"),
 )
@@ -49,8 +49,9 @@ ADAPTERS = (
 WORKERS = ("child", "worker_process", "supervisor")
 # From the bottom to the top: a module imports from its own layer and from those below.
 LAYERS = (
-    *(("__init__",), PURE, BLOCKING, OPERATOR, ADAPTERS),
+    *(("__init__",), PURE, BLOCKING, ADAPTERS),
     *(("reader", "receiver"), WORKERS, ("service",), ("tap",)),
+    OPERATOR,  # loads what is above only where it is asked for: see WithoutTwistedTests
 )
 
 # A clock, a file, a socket, a thread: what a pure module has no use for.

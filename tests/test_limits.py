@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,10 +11,11 @@ from twisted.logger import LogEvent, LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp import dimse
+from storescp.access import Access, Callers
 from storescp.dimse import Status
 from storescp.limits import BURST, MAX_ADDRESSES, Admission, network_of
 from storescp.naming import Naming
-from storescp.pdu import AAbort, AAssociateAC
+from storescp.pdu import AAbort, AAssociateAC, AAssociateRJ
 from storescp.protocol import HIGH_WATER, WRITE_TIMEOUT
 from storescp.store import BATCH_BYTES
 from tests.conversation import Conversation, World, a_associate_rq, c_store, command, data_set, p_data
@@ -89,11 +91,85 @@ class AdmissionTests(SynchronousTestCase):
             counting.leave(f"10.{number}")
         self.assertEqual(counting._counts, {})
 
+    def test_other_limits(self) -> None:
+        """Other limits are judged by at once; connections that came without one do not count, nor does their end."""
+        admission = Admission(0, 0)
+        self.assertEqual([admission.admit("a", 0.0) for _ in range(9)], [""] * 9)
+        admission.limit(2, 0)
+        self.assertEqual([admission.admit("a", 0.0) for _ in range(3)].count(""), 2)
+        admission.limit(3, 0)
+        self.assertEqual([admission.admit("a", 0.0) for _ in range(2)].count(""), 1)
+        for _ in range(12):
+            admission.leave("a")
+        self.assertEqual(admission._counts, {})
+        admission.limit(0, 1)
+        self.assertEqual([admission.admit("b", 0.0) for _ in range(9)].count(""), int(BURST))
+
     def test_local_sockets(self) -> None:
         """Peers without an address are never too many."""
         admission = Admission(1, 0.01)
         self.assertEqual({admission.admit("", 0.0) for _ in range(10)}, {""})
         admission.leave("")
+
+
+class NewSettingsTests(SynchronousTestCase):
+    """Connections.use(): what changes for whom."""
+
+    def setUp(self) -> None:
+        self.world = World(max_assoc=2, max_pending=4, timeout=100, max_in_flight=1000)
+
+    def use(self, maximum_length: int = 16384, **limits: int) -> None:
+        factory = self.world.factory
+        policy = replace(factory.policy, maximum_length=maximum_length)
+        factory.use(policy, replace(factory.limits, **limits), Access(Callers(), policy), None)
+
+    def test_associations_stay(self) -> None:
+        """An association keeps the maximum length that it was told; one that begins now is told the new one."""
+        old = self.world.associated()
+        new = self.world.connect()
+        self.use(maximum_length=32768)
+        answer = new.associate()
+        assert isinstance(answer, AAssociateAC)
+        self.assertEqual(answer.user_information.maximum_length, 32768)
+        for peer, is_open in ((new, True), (old, False)):
+            peer.say(p_data(1, True, bytes(20000), is_last=False))
+            self.assertEqual(peer.heard() == [], is_open)
+
+    def test_timeout(self) -> None:
+        """The idle time of an association is that of when it began, longer or shorter."""
+        old = self.world.associated()
+        self.use(timeout=10)
+        new = self.world.associated()
+        self.world.clock.advance(11)
+        self.assertEqual((old.is_open, new.heard()), (True, [AAbort(0, 0)]))
+        self.use(timeout=0)
+        self.world.clock.advance(90)
+        self.assertEqual(old.heard(), [AAbort(0, 0)])
+
+    def test_places(self) -> None:
+        """More or fewer associations are allowed at once; nobody has to go for it."""
+        peers = [self.world.associated() for _ in range(2)]
+        self.use(max_assoc=3)
+        peers.append(self.world.associated())
+        self.use(max_assoc=1)
+        self.assertIsInstance(self.world.connect().associate(), AAssociateRJ)
+        self.assertTrue(all(peer.is_open for peer in peers))
+        for peer in peers:
+            peer.release()
+        self.world.associated()
+
+    def test_pending(self) -> None:
+        """Connections without an association beyond the new number go at once, the oldest first."""
+        peers = [self.world.connect() for _ in range(4)]
+        self.use(max_pending=2)
+        for peer in peers:
+            peer.turn()
+        self.assertEqual([peer.is_open for peer in peers], [False, False, True, True])
+
+    def test_in_flight(self) -> None:
+        """What may wait for storage is another number from the next bytes on."""
+        self.use(max_in_flight=10)
+        self.assertEqual(self.world.factory.in_flight.limit, 10)
 
 
 class ConnectionTests(SynchronousTestCase):

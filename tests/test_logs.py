@@ -52,6 +52,18 @@ class LineObserverTests(SynchronousTestCase):
             [line.split("] ")[1] for line in self.out.getvalue().splitlines()], ["three", "four"]
         )
 
+    def test_another_level(self) -> None:
+        """The level can change."""
+        observer = LineObserver(self.out, LogLevel.warn)
+        log = Logger("storescp.test", observer=observer)
+        for level in (LogLevel.info, LogLevel.error):
+            log.info("before")
+            observer.set_level(level)
+            log.info("after")
+        self.assertEqual(
+            [line.split("] ")[1] for line in self.out.getvalue().splitlines()], ["after", "before"]
+        )
+
     def test_no_forged_lines(self) -> None:
         """A field with a line break in it cannot begin a line of the log."""
         self.logger().info("{name}", name="x\n2026-01-01T00:00:00 [forged]")

@@ -219,6 +219,29 @@ class AdmissionTests(SynchronousTestCase):
         self.assertTrue(all(self.connect(1, "192.0.2.9") for _ in range(3)))
         self.assertFalse(self.connect(1, "192.0.2.9"))
 
+    def test_other_limits(self) -> None:
+        """Another limit is judged by at once; without one nothing is counted."""
+        self.assertTrue(all(self.connect(0) for _ in range(3)))
+        self.parent.limit(5, 0)
+        self.assertEqual([self.connect(1) for _ in range(3)], [True, True, False])
+        self.parent.limit(0, 0)
+        self.assertEqual(self.parent.number("192.0.2.1"), 0)
+        self.workers[0].limit(1, 1)  # which is the parent's business
+        self.assertEqual([self.workers[0].admit("192.0.2.1", 0.0) for _ in range(9)], [""] * 9)
+        for _ in range(3):
+            self.workers[0].leave("192.0.2.1")
+        self.parent.limit(3, 0)
+        self.assertEqual([self.connect(0) for _ in range(2)], [True, False])
+
+    def test_first_limit(self) -> None:
+        """Where there was no limit, connections count that come after it."""
+        counts = SharedCounts.create(2)
+        self.addCleanup(os.close, counts.descriptor)
+        self.parent = SharedAdmission(counts, 0, 0)
+        self.assertEqual([self.parent.number(f"192.0.2.{n}") for n in range(3)], [0, 0, 0])
+        self.parent.limit(1, 0)
+        self.assertEqual([self.connect(0) for _ in range(2)], [True, False])
+
     def test_not_expected(self) -> None:
         """A connection that is not counted may leave as well."""
         self.workers[0].leave("")

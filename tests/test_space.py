@@ -60,6 +60,22 @@ class FreeSpaceTests(SynchronousTestCase):
         self.assertTrue(self.later(self.watch(SpaceLimit(0, False)), 0))
         self.assertEqual(self.looks, 0)
 
+    def test_other_limit(self) -> None:
+        """Another limit counts from the next check on; no limit at all ends a shortage that was told."""
+        space = self.watch(SpaceLimit(0, False))
+        self.assertTrue(self.later(space, 50))
+        space.set_limit(SpaceLimit(10, True))
+        self.assertRaises(LowSpace, space.check)
+        space.set_limit(SpaceLimit(5, True))
+        space.check()
+        space.set_limit(SpaceLimit(10, True))
+        self.assertRaises(LowSpace, space.check)
+        space.set_limit(SpaceLimit(0, False))
+        space.check()
+        self.assertEqual([enough for enough, _ in self.told], [False, True, False, True])
+        space.check()
+        self.assertEqual(self.looks, 4)
+
     def test_interval(self) -> None:
         """A look is good for a while, whatever it has found."""
         space = self.watch(SpaceLimit(409_600, False))

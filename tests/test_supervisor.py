@@ -83,7 +83,7 @@ class HandOverTests(SynchronousTestCase):
             kinds.append(message.kind)
             if message.descriptor >= 0:
                 os.close(message.descriptor)
-                self.slots[number].taken += message.kind is not Kind.CREDENTIALS
+                self.slots[number].taken += message.kind in (Kind.CONNECTION, Kind.SECURE)
 
     def counts(self) -> list[int]:
         return [len(self.read(number)) for number in range(3)]
@@ -215,6 +215,22 @@ class HandOverTests(SynchronousTestCase):
         self.workers[0].attach(ours)
         self.ends[0] = theirs
         self.assertEqual(give(True, credentials=other), [file, secure])
+
+    def test_configuration(self) -> None:
+        """New settings reach a worker before the next connection, also when there was no room for them at first."""
+        settings, connection = Kind.CONFIGURATION, Kind.CONNECTION
+        self.workers[0].configure(self.credentials())
+        self.assertEqual(self.read(0), [settings])
+        while self.workers[0].drop_oldest():
+            pass
+        self.workers[0].configure(self.credentials())
+        self.assertFalse(self.workers[0].take(Accepted(self.connection)))
+        self.assertEqual(set(self.read(0)), {Kind.DROP})
+        self.assertTrue(self.workers[0].take(Accepted(self.connection.dup())))
+        self.assertTrue(self.workers[0].take(Accepted(self.connection.dup())))
+        self.assertEqual(self.read(0), [settings, connection, connection])
+        self.close(0)
+        self.workers[0].configure(self.credentials())  # there is no process: the next one starts with them
 
     def test_replaced(self) -> None:
         """A new process in a place begins with nothing."""

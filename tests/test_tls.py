@@ -637,9 +637,9 @@ class OptionsTests(SynchronousTestCase):
         for given, message in (
             (
                 {"tls-port": "2762", "tls-ca": "a"},
-                "tls-certificate: expected a file to listen with TLS, got none",
+                "--tls-port: expected tls-certificate with it, got none",
             ),
-            (self.GIVEN, "tls-ca: expected a file or directory, or tls-client-cert none, got neither"),
+            (self.GIVEN, "--tls-port: expected tls-ca with it, or tls-client-cert none, got neither"),
             (
                 {"tls-certificate": "c.pem"},
                 "--tls-certificate: expected with tls-port, or to listen on tls:PORT, got neither",

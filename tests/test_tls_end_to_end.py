@@ -308,7 +308,7 @@ class ReloadTests(_TestCase):
         self.certificate.write_bytes(good[:100])
         server.send_signal(signal.SIGHUP)
         server.wait_for(
-            "TLS goes on with what it had: --tls-certificate: expected certificates in PEM, got '.*'\n"
+            "SIGHUP: nothing has changed: --tls-certificate: expected certificates in PEM, got '.*'\n"
         )
         (self.home / "good").write_bytes(good)
         is_served(self.home / "good")
