@@ -29,6 +29,7 @@ from storescp.operator_archive import (
     Verification,
     Workers,
 )
+from storescp.operator_config import add_parser as add_config_parser
 from storescp.operator_send import SUCCESS, Sending, status_text
 from storescp.pdu import UserIdentity
 from storescp.scu import SCU, AssociationError, ContextNotAccepted
@@ -419,6 +420,8 @@ def _parser() -> argparse.ArgumentParser:
     stats = commands.add_parser("stats", help="how much is stored")
     _add_archive_options(stats)
     stats.set_defaults(command=_stats)
+
+    add_config_parser(commands)
 
     echo = commands.add_parser("echo", help="ask a server whether it is there (C-ECHO)")
     _add_peer_options(echo)

@@ -34,7 +34,7 @@ BLOCKING = (
     *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive", "scu"),
     *("shared", "channel"),
 )
-OPERATOR = ("operator_archive", "operator_send", "operator", "__main__")
+OPERATOR = ("operator_archive", "operator_send", "operator_config", "operator", "__main__")
 ADAPTERS = (
     "logs",
     "interfaces",
@@ -50,7 +50,7 @@ WORKERS = ("child", "worker_process", "supervisor")
 # From the bottom to the top: a module imports from its own layer and from those below.
 LAYERS = (
     *(("__init__",), PURE, BLOCKING, ADAPTERS),
-    *(("reader", "receiver"), WORKERS, ("service",), ("tap",)),
+    *(("reader", "receiver"), WORKERS, ("service",), ("checking", "tap")),
     OPERATOR,  # loads what is above only where it is asked for: see WithoutTwistedTests
 )
 
