@@ -6,6 +6,7 @@
 # make attack  stores beside a crowd of hostile connections, and says what it costs
 # make fuzz   looks for bytes that break a decoder or a conversation, for as long as ARGS="--seconds 600" says
 # make bench-plots  draws what make bench ARGS="--json docs/NAME.json" left in docs/, as SVG
+# make reference  writes docs/options.rst, of the table of options and etc/storescp.yaml
 # make clean  removes what the above made, except the images received
 #
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise the first of 3.11 or newer is taken.
@@ -14,7 +15,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?=
 BIN := .venv/bin
 
-.PHONY: run test bench bench-plots torture attack fuzz clean
+.PHONY: run test reference bench bench-plots torture attack fuzz clean
 
 run: ARGS ?= --port 11112
 run:
@@ -29,6 +30,10 @@ test:
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict $(wildcard storescp twisted/plugins tests bench fuzz tools)
 	$(BIN)/python tools/run_trial.py $(BIN)/trial -j$(JOBS) tests
+
+reference:
+	@tools/prepare venv test $(PYTHON)
+	PYTHONPATH=. $(BIN)/python tools/options_reference.py > docs/options.rst
 
 bench:
 	@tools/prepare peers bench

@@ -1,4 +1,4 @@
-"""What docs/security.rst says of the tests, of the options and of the code."""
+"""What docs/security.rst says of the tests, of the options and of the code; and docs/options.rst, which is made."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.access import Callers
 from storescp.config import OPTIONS, load
+from storescp.settings import variable
+from tools.options_reference import reference
 
 ROOT = pathlib.Path(__file__).parent.parent
 SECURITY = (ROOT / "docs" / "security.rst").read_text()
@@ -82,6 +84,18 @@ class SecurityTests(SynchronousTestCase):
         named = re.findall(r"``([a-z]+(?:-[a-z]+)+)(?:: \S+)?``", SECURITY)
         self.assertGreater(len(named), 20)
         self.assertEqual(set(named) - known - {"non-downgrading", "systemd-analyze"}, set())
+
+
+class OptionsTests(SynchronousTestCase):
+    """docs/options.rst."""
+
+    def test_it_is_what_is_made(self) -> None:
+        """It is what ``make reference`` writes, and has every option and every variable."""
+        text = (ROOT / "docs" / "options.rst").read_text()
+        self.assertEqual(text, reference())
+        for option in OPTIONS:
+            self.assertEqual(len(re.findall(rf"^``--{option.name}[ `]|, ``--{option.name} ", text, re.M)), 1)
+            self.assertIn(f"``{variable(option.name)}``, default ``{option.default}``", text)
 
 
 class CodeTests(SynchronousTestCase):
