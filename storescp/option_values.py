@@ -30,10 +30,11 @@ class Option(Generic[T_co]):
     """One row of the table: ``--name`` on the command line, ``name:`` in YAML, ``STORESCP_NAME`` in the environment.
 
     To add one: a row in the module of its area (``config_AREA.py``; of a new area, its tuple into ``OPTIONS`` of
-    :mod:`storescp.config`, its reader into ``configured`` there), a field of ``Config`` or of what that holds, a line
-    in ``etc/storescp.yaml`` and one in the README. What it says together with others is checked by the reader, which
-    knows by ``place`` what to put in front of a mistake. One that ``reloads`` is obeyed by ``Receiver.use`` and, where
-    the parent of workers has a part in it, ``Supervisor.configure``: for the associations that come.
+    :mod:`storescp.config`, its reader into ``configured`` there), a field of ``Config`` or of what that holds, a
+    line in ``etc/storescp.yaml``, and ``make reference`` for ``docs/options.rst``. What it says together with
+    others is checked by the reader, which knows by ``place`` what to put in front of a mistake. One that
+    ``reloads`` is obeyed by ``Receiver.use`` and, where the parent of workers has a part in it,
+    ``Supervisor.configure``: for the associations that come.
     """
 
     name: str
