@@ -6,7 +6,7 @@
 # make attack  stores beside a crowd of hostile connections, and says what it costs
 # make fuzz   looks for bytes that break a decoder or a conversation, for as long as ARGS="--seconds 600" says
 # make bench-plots  draws what make bench ARGS="--json docs/NAME.json" left in docs/, as SVG
-# make reference  writes docs/options.rst, of the table of options and etc/storescp.yaml
+# make reference  writes what in docs/ is made of the code: options.rst, and the lists of conformance.rst
 # make clean  removes what the above made, except the images received
 #
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise the first of 3.11 or newer is taken.
@@ -34,6 +34,7 @@ test:
 reference:
 	@tools/prepare venv test $(PYTHON)
 	PYTHONPATH=. $(BIN)/python tools/options_reference.py > docs/options.rst
+	$(BIN)/python tools/conformance.py
 
 bench:
 	@tools/prepare peers bench

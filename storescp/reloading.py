@@ -73,7 +73,7 @@ def _changes(new: Settings, old: Settings) -> list[tuple[str, str]]:
     return [
         (
             option.name,
-            f"{option.name}: {_text(option, new)}, was {_text(option, old)} ({new.setting(option).origin})",
+            f"{option.name}: {_text(option, old)} -> {_text(option, new)} ({new.setting(option).origin})",
         )
         for option in new.options
         if new.value(option) != old.value(option)

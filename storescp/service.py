@@ -123,8 +123,12 @@ class StoreSCPService(Service):
 
     def _load_credentials(self) -> None:
         """Read what TLS needs: as long as we may. Raises CannotStart."""
-        if self.config.tls is not None:
-            self._use_credentials(self._read_credentials(self.config.tls))
+        if self.config.tls is None:
+            return
+        assert self._tls is not None
+        self._tls.adopt(self._read_credentials(self.config.tls))
+        if isinstance(self._crew, Supervisor):
+            self._crew.use(self._tls.credentials)
 
     def _read_credentials(self, settings: TLSSettings) -> TLS:
         """Raises CannotStart."""
@@ -144,29 +148,25 @@ class StoreSCPService(Service):
         """What is wrong, and where it was given, if that is known."""
         return self._reloading.placed(str(error)) if self._reloading is not None else str(error)
 
-    def _use_credentials(self, tls: TLS) -> None:
-        assert self._tls is not None
-        self._tls.adopt(tls)
-        if isinstance(self._crew, Supervisor):
-            self._crew.use(tls.credentials)
-
     def reload(self) -> None:
         """Read the settings again, and do as they say as far as that goes; or change nothing, and say why."""
+        if not self.running:
+            return
         try:
             reading = self._reloading.read() if self._reloading is not None else None
             config = reading.config if reading is not None else self.config
             tls = self._read_credentials(config.tls) if config.tls is not None else None
             if isinstance(self._crew, Supervisor):
                 authenticator(config)  # what the workers will make, and might not be able to
-                self._crew.configure(config)
+                self._crew.configure(config, tls.credentials if tls is not None else None)
             else:
                 self._crew.use(config)
-        except (ConfigError, CannotStart) as error:
+        except (ConfigError, CannotStart, OSError) as error:
             self.log.error("SIGHUP: nothing has changed: {error}", error=self._placed(error))
             return
         before, self.config = self.config, config
-        if tls is not None:
-            self._use_credentials(tls)
+        if tls is not None and self._tls is not None:
+            self._tls.adopt(tls)
         # What is said of it is said by the old level or by the new one.
         levels = before.log_level, config.log_level
         self._set_log_level(min(levels, key=list(Level).index))

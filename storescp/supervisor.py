@@ -122,19 +122,28 @@ class Supervisor:
         self._set_accepting()
 
     def use(self, credentials: object) -> None:
-        """Have the workers speak TLS with *credentials*, from the next connection on."""
-        if self._credentials is not None:
-            self._credentials.close()
-        self._credentials = _in_memory("storescp-credentials", credentials)
+        """Have the workers speak TLS with *credentials*, from the next connection on. Raises OSError."""
+        before, self._credentials = self._credentials, _in_memory("storescp-credentials", credentials)
+        if before is not None:
+            before.close()
 
-    def configure(self, config: Config) -> None:
-        """Have all workers do as *config* says, also those that start later: from the next connection on."""
-        self.config = config
+    def configure(self, config: Config, credentials: object) -> None:
+        """Have all workers do as *config* says, with *credentials* if there is TLS, also those that start later.
+
+        That is from the next connection on. Raises OSError, and changes nothing then.
+        """
+        new = _in_memory("storescp-config", config)
+        try:
+            if credentials is not None:
+                self.use(credentials)
+        except OSError:
+            new.close()
+            raise
+        self._configuration.close()
+        self.config, self._configuration = config, new
         self._admission.limit(config.max_per_address, config.max_rate)
-        before, self._configuration = self._configuration, _in_memory("storescp-config", config)
         for worker in self._workers:
             worker.configure(self._configuration)
-        before.close()
         make_room(self._workers, config.max_pending)
 
     def stop(self) -> Deferred[None]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.access import Callers
-from storescp.config import OPTIONS, Config, ConfigError, Duplicate, LogLevel, Sync, load
+from storescp.config import OPTIONS, Config, ConfigError, Duplicate, LogLevel, Sync, gathered, load
 from storescp.config_access import KEYS, AccessConfig
 from storescp.config_file import MAX_FILE_SIZE
 from storescp.naming import Naming
@@ -367,6 +367,27 @@ class FileTests(_TestCase):
         ):
             self.assertEqual(self.yaml_fault(content), message)
 
+    def test_every_place(self) -> None:
+        """Whatever is wrong with an option or with a key of a rule, the file and the line are told, and its name."""
+        for option in OPTIONS:
+            said = self.yaml_fault(f"\n{option.name}: {{a: b}}")
+            self.assertEqual(said, f":2: {option.name}: expected a value, got a mapping")
+            said = self.yaml_fault(f"\n\n{option.name}: '\0'".replace("\0", "\\0").replace("'", '"'))
+            self.assertTrue(said.startswith(f":3: {option.name}: expected "), said)
+        for key in KEYS:
+            for wrong in ("{a: b}", "", '"\\0"'):
+                said = self.yaml_fault(f"callers:\n  A:\n    {key}: {wrong}")
+                self.assertTrue(said.startswith(f":3: callers.A.{key}"), said)
+        for content, where in (
+            ("\nreject-unknown-callers: true", ":2: reject-unknown-callers"),
+            ("\nauth-required: true", ":2: auth-required"),
+            ("\ntls-port: 1", ":2: tls-port"),
+            ("\nlisten: tls:1", ":2: listen"),
+            ("\ntls-certificate: x", ":2: tls-certificate"),
+        ):
+            said = self.yaml_fault(content)
+            self.assertTrue(said.startswith(f"{where}: expected "), said)
+
     def test_broken_yaml(self) -> None:
         """What is no YAML is one line, with the line's number where there is one."""
         for content, start in (
@@ -412,15 +433,28 @@ class FileTests(_TestCase):
     @example('"\\uD800": 1')
     @example("%YAML " + "9" * 5000 + ".1\n---\n")
     def test_any_file(self, content: str | bytes) -> None:
-        """Whatever a file holds is a Config or a ConfigError of one line, bounded and fit to be printed."""
+        """Whatever a file holds is a Config or a ConfigError of one line; so are all mistakes, if all are asked for."""
         data = content.encode(errors="surrogatepass") if isinstance(content, str) else content
         file = self.write(data)
+        found: list[str] = []
+        try:
+            gathered(file, {}, {}, found).judge()
+        except ConfigError as error:
+            found.append(str(error))
         try:
             load(file, {})
         except ConfigError as error:
-            self.assertEqual(len(str(error).splitlines()), 1)
-            self.assertLess(len(str(error)), 400)
-            str(error).encode()
+            self.check(str(error))
+        else:
+            self.assertEqual(found, [])
+        for mistake in found:
+            self.check(mistake)
+
+    def check(self, mistake: str) -> None:
+        """A mistake is told in one line, bounded and fit to be printed."""
+        self.assertEqual(len(mistake.splitlines()), 1)
+        self.assertLess(len(mistake), 400)
+        mistake.encode()
 
 
 class ExampleFileTests(_TestCase):

@@ -47,10 +47,10 @@ class ReadingTests(SynchronousTestCase):
         self.assertEqual(reading.config.accept_names, ("CT", "MR"))
         self.assertEqual(
             reading.changed,
-            [f"accept: CT, MR, was CT ({self.file}:2)", "max-assoc: 10, was 3 (default)"],
+            [f"accept: CT -> CT, MR ({self.file}:2)", "max-assoc: 3 -> 10 (default)"],
         )
         self.assertEqual(
-            reading.waiting, [f"port: 2, was 1 ({self.file}:1)", f"workers: 4, was 1 ({self.file}:3)"]
+            reading.waiting, [f"port: 1 -> 2 ({self.file}:1)", f"workers: 1 -> 4 ({self.file}:3)"]
         )
         reloading.take(reading)
         again = reloading.read()
@@ -106,7 +106,7 @@ class ReadingTests(SynchronousTestCase):
         self.file.write_text("auth: [memory:alice:secret2, file:/etc/passwd]")
         self.assertEqual(
             reloading.read().changed,
-            [f"auth: memory (masked), file:/etc/passwd, was memory (masked) ({self.file}:1)"],
+            [f"auth: memory (masked) -> memory (masked), file:/etc/passwd ({self.file}:1)"],
         )
 
     def test_callers(self) -> None:
@@ -246,7 +246,7 @@ class SignalTests(SynchronousTestCase):
             self.assertEqual(self.ask(server), CALLED_AE_TITLE_NOT_RECOGNIZED)
 
             self.reload(server, "port: 104\nsync: never\nmax-assoc: 20")
-            server.wait_for(f"SIGHUP: needs a restart: sync: never, was always \\({self.file}:2\\)")
+            server.wait_for(f"SIGHUP: needs a restart: sync: always -> never \\({self.file}:2\\)")
             self.assertEqual(self.results(server), [0, 0])
 
             self.assertEqual(old.store("1.2.9", instance("1.2.9")), 0)  # as it was admitted, all the time
@@ -284,7 +284,7 @@ class SignalTests(SynchronousTestCase):
         self.assertNotEqual(send("TWO"), 0)
         self.reload(server, "accept: MR")
         self.assertEqual(server.output.count("association accepted"), accepted)
-        server.wait_for("SIGHUP: log-level: info, was error")
+        server.wait_for("SIGHUP: log-level: error -> info")
         self.assertEqual(server.stop()["stored"], 2)
 
     def test_limits(self) -> None:
