@@ -372,7 +372,7 @@ class FileTests(_TestCase):
         for option in OPTIONS:
             said = self.yaml_fault(f"\n{option.name}: {{a: b}}")
             self.assertEqual(said, f":2: {option.name}: expected a value, got a mapping")
-            said = self.yaml_fault(f"\n\n{option.name}: '\0'".replace("\0", "\\0").replace("'", '"'))
+            said = self.yaml_fault(f'\n\n{option.name}: "\\0"')
             self.assertTrue(said.startswith(f":3: {option.name}: expected "), said)
         for key in KEYS:
             for wrong in ("{a: b}", "", '"\\0"'):

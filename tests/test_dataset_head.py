@@ -448,10 +448,10 @@ class HostileTests(SynchronousTestCase):
         head = b"".join(elements(EXPLICIT)) + element(EXPLICIT, 0x00091002, "OB", bytes(300))
         whole = deflate(head + element(EXPLICIT, 0x7FE00010, "OB", random.Random(1).randbytes(2000)))
         expected = read(EXPLICIT, head).raw
-        outcomes = set()
+        outcomes: set[object] = set()
         for position in range(0, len(whole) - 1, 7):
             data = whole[:position] + b"\xff\xff" + whole[position + 2 :]
-            found = set()
+            found: set[object] = set()
             for size in (1, 2, 16, 100, 333, 5000):
                 reader = HeadReader(DEFLATED)
                 try:
