@@ -17,7 +17,7 @@ from storescp import config_limits as limits
 from storescp.config_access import ACCESS_OPTIONS, AccessConfig, read_access
 from storescp.config_file import ConfigError
 from storescp.config_limits import LIMIT_OPTIONS
-from storescp.config_negotiation import NEGOTIATION_OPTIONS, PREFER_FOR
+from storescp.config_negotiation import ASYNC_WINDOW, NEGOTIATION_OPTIONS, PREFER_FOR
 from storescp.config_tls import TLS_OPTIONS, read_tls
 from storescp.naming import Duplicate, Naming
 from storescp.option_values import (
@@ -107,6 +107,8 @@ class Config:
     stop_timeout: float
     max_pdu: int
     """0 for no limit."""
+    async_window: int
+    """At least 1."""
     max_per_address: int
     """0 for no limit, here and in the following ones."""
     max_rate: float
@@ -311,6 +313,7 @@ def configured(settings: Settings) -> Config:
         artim_timeout=value(limits.ARTIM_TIMEOUT),
         stop_timeout=value(limits.STOP_TIMEOUT),
         max_pdu=value(limits.MAX_PDU),
+        async_window=value(ASYNC_WINDOW),
         max_per_address=value(limits.MAX_PER_ADDRESS),
         max_rate=value(limits.MAX_RATE),
         max_object_size=value(limits.MAX_OBJECT_SIZE),

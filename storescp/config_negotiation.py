@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from storescp.option_values import Option, prefer, sop_classes, unexpected
+from storescp.option_values import Option, number, prefer, sop_classes, unexpected
 from storescp.presentation import Preference
 
 
@@ -30,4 +30,13 @@ PREFER_FOR: Final = Option(
     reloads=True,
 )
 
-NEGOTIATION_OPTIONS: Final[tuple[Option[object], ...]] = (PREFER_FOR,)
+ASYNC_WINDOW: Final = Option(
+    "async-window",
+    "N",
+    "64",
+    "operations that a sender which asks for it may have outstanding on an association; 1: it has to wait for each",
+    number(int, "a whole number", 1, 65535),
+    reloads=True,
+)
+
+NEGOTIATION_OPTIONS: Final[tuple[Option[object], ...]] = (PREFER_FOR, ASYNC_WINDOW)

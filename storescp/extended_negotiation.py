@@ -19,6 +19,33 @@ STORAGE_SERVICE_CLASS: Final = "1.2.840.10008.4.2"
 STORAGE_INFORMATION: Final = bytes((2, 0, 3, 0, 0))
 
 _LENGTH = struct.Struct(">H")
+_WINDOW = struct.Struct(">HH")
+
+
+@dataclass(frozen=True, slots=True)
+class OperationsWindow:
+    """The asynchronous operations window, PS3.7 §D.3.3.3: how many operations may be outstanding at a time.
+
+    ``invoked`` are those that the association requestor invokes, ``performed`` those that it performs, in its request
+    as in the answer to it; 0 is no limit. Without the item both are 1.
+    """
+
+    ITEM_TYPE: ClassVar[int] = 0x53
+
+    invoked: int = 1
+    performed: int = 1
+
+    @property
+    def item(self) -> tuple[int, bytes]:
+        """Type and value."""
+        return self.ITEM_TYPE, _WINDOW.pack(self.invoked, self.performed)
+
+    @classmethod
+    def decode(cls, value: bytes) -> OperationsWindow:
+        """The item of this value. Raises ValueError."""
+        if len(value) != _WINDOW.size:
+            raise ValueError(f"a window of {len(value)} bytes")
+        return cls(*_WINDOW.unpack(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +138,17 @@ def decoded(kind: type[Item], items: Iterable[tuple[int, bytes]]) -> dict[str, I
                 continue
             found.setdefault(item.sop_class_uid, item)
     return found
+
+
+def operations_window(items: Iterable[tuple[int, bytes]]) -> OperationsWindow | None:
+    """The window among *items* of a user information, if there is one."""
+    for item_type, value in items:
+        if item_type == OperationsWindow.ITEM_TYPE:
+            try:
+                return OperationsWindow.decode(value)
+            except ValueError:
+                continue
+    return None
 
 
 def answered(

@@ -90,6 +90,9 @@ class IInstanceStore(Interface):
     def collect() -> None:
         """Have all results fire that are there."""
 
+    def hurry() -> None:
+        """Have them fire as soon as there are any: somebody waits."""
+
     def acknowledged(path: str) -> None:
         """The peer has the answer to the instance that was stored at *path*."""
 
@@ -101,7 +104,8 @@ class IAssociation(IFlow):
     """What the services see of an association.
 
     ``caller`` is the rule that it stands under. ``contexts`` are the accepted presentation contexts by ID.
-    ``can_send`` tells whether a response can still be sent.
+    ``operations_window`` is how many operations the peer may have outstanding, PS3.7 §D.3.3.3. ``can_send`` tells
+    whether a response can still be sent.
     """
 
     calling_ae_title: str
@@ -109,6 +113,7 @@ class IAssociation(IFlow):
     caller: Caller
     address: str
     contexts: dict[int, AcceptedContext]
+    operations_window: int
     can_send: bool
 
     def send_from_thread(presentation_context_id: int, data: bytes) -> bool:
@@ -119,6 +124,9 @@ class IAssociation(IFlow):
 
     def send_command(presentation_context_id: int, data: bytes) -> None:
         """Send an encoded command set."""
+
+    def hold_back(waits: bool) -> None:
+        """Read no more of the peer, which has more operations outstanding than agreed; or go on."""
 
     def idle() -> None:
         """The user has no request left to answer: a release that waited for that goes on."""
@@ -136,6 +144,9 @@ class IAssociationUser(Interface):
 
     def fragment_received(fragment: Fragment) -> None:
         """A fragment arrived. Raises ProtocolViolation when it makes no message."""
+
+    def release_requested() -> bool:
+        """The peer asks for release: whether that has to wait for answers, until :meth:`IAssociation.idle`."""
 
     def association_ended(*, released: bool) -> None:
         """Nothing more comes, and nothing can be sent."""

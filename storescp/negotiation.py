@@ -11,7 +11,14 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from storescp.extended_negotiation import CommonExtendedNegotiation, RoleSelection, answered, decoded
+from storescp.extended_negotiation import (
+    CommonExtendedNegotiation,
+    OperationsWindow,
+    RoleSelection,
+    answered,
+    decoded,
+    operations_window,
+)
 from storescp.pdu import (
     APPLICATION_CONTEXT_NAME,
     AAssociateAC,
@@ -64,7 +71,8 @@ class Policy:
     that are known by name; ``accept`` are the SOP classes of Storage, and may take others as well.
     ``transfer_syntaxes`` are those of data sets: Verification has none, and goes in any. What is proposed first of
     them is chosen, but for ``prefer``, and for ``prefer_for`` in its place for the SOP classes in it.
-    ``maximum_length`` is what we announce for P-DATA-TF, in bytes.
+    ``maximum_length`` is what we announce for P-DATA-TF, in bytes; ``operations_window`` how many operations a
+    requestor that asks for it may have outstanding.
     """
 
     called_ae_titles: AbstractSet[str] | None
@@ -76,6 +84,7 @@ class Policy:
     maximum_length: int
     implementation_class_uid: str
     implementation_version_name: str
+    operations_window: int = 1
 
 
 def negotiate(request: AAssociateRQ, policy: Policy) -> AAssociateAC | AAssociateRJ:
@@ -128,7 +137,12 @@ def _answers(
         for context, result in zip(contexts, results, strict=True)
         if result.result == ACCEPTANCE
     }
-    return results, answered(items, accepted, set(filter(is_storage, accepted)))
+    answers = answered(items, accepted, set(filter(is_storage, accepted)))
+    if (proposed := operations_window(items)) is not None:
+        # PS3.7 §D.3.3.3: no more than was proposed. Of what we invoke one is outstanding.
+        bound = policy.operations_window
+        answers += (OperationsWindow(min(proposed.invoked or bound, bound), 1).item,)
+    return results, answers
 
 
 def _answer(

@@ -34,6 +34,7 @@ from zope.interface import implementer
 from storescp.access import ANYONE, Admitted, Refused, user_refused, user_unchecked
 from storescp.certificates import PeerCertificate
 from storescp.connections import Connections
+from storescp.extended_negotiation import operations_window
 from storescp.interfaces import IAssociation, IAssociationUser, Unauthorized
 from storescp.logs import info_emitter
 from storescp.negotiation import AcceptedContext, accepted_contexts
@@ -83,6 +84,7 @@ class AssociationProtocol(Protocol):
         #: What a peer has shown, and TLS has verified.
         self.peer_certificate: PeerCertificate | None = None
         self.contexts: dict[int, AcceptedContext] = {}
+        self.operations_window = 1
         self._upper_layer = UpperLayer(factory.policy.maximum_length)
         self._user: IAssociationUser | None = None
         self._limits = factory.limits  # of its time: new settings are for those who come
@@ -102,6 +104,7 @@ class AssociationProtocol(Protocol):
         self._held = 0
         self._in_flight = factory.in_flight
         self._waits_for_storage = False
+        self._waits_for_answers = False
         self._releasing = False
         self._connected = False
         self._socket: socket.socket | None = None
@@ -247,6 +250,11 @@ class AssociationProtocol(Protocol):
         if self._rest and self._connected:
             self._write(b"")
 
+    def hold_back(self, waits: bool) -> None:
+        self._waits_for_answers = waits
+        self._last_heard = self._clock.seconds()  # the silence was ours
+        self._set_reading()
+
     def idle(self) -> None:
         if self._releasing:
             self._release()
@@ -281,9 +289,9 @@ class AssociationProtocol(Protocol):
             case AssociateIndication(request):
                 self._associate(request)
             case ReleaseIndication():
-                busy = self._user is not None and self._user.busy  # which results may come in to tell
+                waits = self._user is not None and self._user.release_requested()
                 self._releasing = True
-                if not busy:
+                if not waits:
                     self._release()
             case AbortIndication():
                 self._aborted(indication)
@@ -321,6 +329,9 @@ class AssociationProtocol(Protocol):
         self.calling_ae_title = request.calling_ae_title
         self.called_ae_title = request.called_ae_title
         self.contexts = accepted_contexts(request, answer)
+        window = operations_window(answer.user_information.other)
+        if window is not None:
+            self.operations_window = window.invoked
         self._upper_layer.accept(answer)
         self._user = self.parent.user_factory(self)
         if self._socket is not None:
@@ -343,6 +354,9 @@ class AssociationProtocol(Protocol):
         if user is not None:
             text += ", user {user!r}"
             event["user"] = user
+        if self.operations_window > 1:
+            text += ", {window} operations at a time"
+            event["window"] = self.operations_window
         _info(self, text, event)
 
     def _refuse(self, request: AAssociateRQ, refused: Refused) -> None:
@@ -540,7 +554,7 @@ class AssociationProtocol(Protocol):
         if not self._connected or self._closing is not None:
             return
         assert self.transport is not None
-        if self._waits_for_storage or self._unread is not None:
+        if self._waits_for_storage or self._waits_for_answers or self._unread is not None:
             if self._paused_at is None:
                 self._paused_at = self._clock.seconds()
             self.transport.pauseProducing()

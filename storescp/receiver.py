@@ -153,6 +153,7 @@ def _policy(config: Config) -> Policy:
         maximum_length=config.max_pdu,
         implementation_class_uid=IMPLEMENTATION_CLASS_UID,
         implementation_version_name=IMPLEMENTATION_VERSION_NAME,
+        operations_window=config.async_window,
     )
 
 

@@ -31,7 +31,11 @@ from storescp.statistics import Statistics
 
 @implementer(IAssociationUser)
 class StorageSCP:
-    """The services on one association. See IAssociationUser."""
+    """The services on one association. See IAssociationUser.
+
+    Whether the peer has the answer to an instance is told the store as soon as that is certain: of as many answers as
+    requests have come beyond the window, for so many have made room for others; and of all when it asks for release.
+    """
 
     log = Logger()
 
@@ -59,7 +63,14 @@ class StorageSCP:
         self._request: tuple[int, Command, float] | None = None  # whose data set is arriving
         self._refusal: tuple[Status, str] | None = None
         self._outstanding = 0
-        self._answered: list[str] = []  # of which the peer has not shown yet that it has the answer
+        self._window = association.operations_window
+        # Message IDs that a peer with a larger window waits for; whoever answers takes them out, before that.
+        self._invoked: set[int] | None = set() if self._window > 1 else None
+        self._is_held_back = False
+        self._late: set[int] = set()  # those that it does not wait for, as it asks for release
+        # Where those instances are of which it is not certain yet that the peer has the answer.
+        self._answered: list[str] = []
+        self._certain = -self._window  # how many answers the peer must have beyond those that were told
 
     @property
     def busy(self) -> bool:
@@ -89,28 +100,39 @@ class StorageSCP:
         if fragment.is_last:
             self._data_set_complete()
 
+    def release_requested(self) -> bool:
+        """See IAssociationUser."""
+        if not self.busy:
+            return False
+        if self._invoked:
+            self._late.update(self._invoked)
+        self._store.hurry()
+        return True
+
     def association_ended(self, *, released: bool) -> None:
         """See IAssociationUser."""
-        self._settle_answered(self._store.acknowledged if released else self._store.unacknowledged)
+        self._settle_answered(len(self._answered), arrived=released)
         if self._incoming is not None:
             self._incoming.cancel()
             self._incoming = None
 
     def _command(self, context_id: int, command: Command) -> None:
         self._statistics.messages += 1
-        if self._answered:
-            self._settle_answered(self._store.acknowledged)
         context = self._association.contexts.get(context_id)
         if context is None:
             raise dimse.InvalidMessage(
                 f"a message on presentation context {context_id}, which was not accepted"
             )
         field = command.command_field
-        if field == dimse.C_STORE_RQ:
-            self._c_store(context_id, command)
-        elif field == dimse.C_CANCEL_RQ or field & dimse.RESPONSE:
+        if field == dimse.C_CANCEL_RQ or field & dimse.RESPONSE:
             # Nothing here can be cancelled, and nothing was asked of the peer: there is nothing to answer.
             self.log.debug("ignored command {field:04X}H", field=field)
+            return
+        self._certain += 1
+        if self._answered and self._certain > 0:
+            self._settle_answered(self._certain, arrived=True)
+        if field == dimse.C_STORE_RQ:
+            self._c_store(context_id, command)
         elif command.has_data_set:
             self._request = (context_id, command, 0.0)
             self._refusal = (Status.UNRECOGNIZED_OPERATION, "")
@@ -123,19 +145,23 @@ class StorageSCP:
         association = self._association
         context = association.contexts[context_id]
         sop_class = command.uid(dimse.AFFECTED_SOP_CLASS_UID)
-        command.message_id  # noqa: B018 - a request that cannot be answered is no message
+        message_id = command.message_id  # a request that cannot be answered is no message
         request = (context_id, command, self._monotonic())
         refusal: tuple[Status, str] | None = None
         if sop_class != context.abstract_syntax:
             refusal = Status.SOP_CLASS_NOT_SUPPORTED, "not the SOP class of the presentation context"
         elif sop_class == VERIFICATION:
             refusal = Status.UNRECOGNIZED_OPERATION, ""
+        elif self._invoked is not None and message_id in self._invoked:
+            refusal = Status.DUPLICATE_INVOCATION, "an operation with this message ID is outstanding"
         if not command.has_data_set:
             self._refuse(request, *(refusal or (Status.CANNOT_UNDERSTAND, "no data set")))
             return
         self._request, self._refusal = request, refusal
         self._size = 0
         if refusal is None:
+            if self._invoked is not None:
+                self._invoke(message_id, self._invoked)
             origin = Origin(
                 sop_class,
                 command.uid(dimse.AFFECTED_SOP_INSTANCE_UID),
@@ -147,6 +173,14 @@ class StorageSCP:
             )
             self._incoming = self._store.begin(origin, association)
 
+    def _invoke(self, message_id: int, invoked: set[int]) -> None:
+        """One more operation is outstanding. PS3.7 does not say what becomes of one too many: it waits."""
+        if len(invoked) >= self._window:
+            self._is_held_back = True
+            self._association.hold_back(True)
+            self._store.hurry()
+        invoked.add(message_id)
+
     def _limit_size(self, more: int) -> None:
         """Give up an instance as soon as it is too large: what was stored of it goes, what still comes is not kept.
 
@@ -156,6 +190,8 @@ class StorageSCP:
         if self._incoming is not None and self._size > self._max_object_size:
             self._incoming.cancel()
             self._incoming = None
+            if self._invoked is not None and self._request is not None:
+                self._invoked.discard(self._request[1].message_id)
             self._statistics.oversized += 1
             self._refusal = Status.OUT_OF_RESOURCES, f"larger than {self._max_object_size} bytes"
 
@@ -171,8 +207,11 @@ class StorageSCP:
         self._outstanding += 1
         context_id, command, _ = request
         send = self._association.send_from_thread
+        invoked = self._invoked
 
         def answer(status: Status, comment: str) -> bool:
+            if invoked is not None:
+                invoked.discard(command.message_id)  # first: who has the answer may use it again
             return send(context_id, encode_response(command, status, comment))
 
         incoming.finish(answer).addCallback(self._stored, request)
@@ -192,6 +231,9 @@ class StorageSCP:
     def _stored(self, outcome: Outcome, request: tuple[int, Command, float]) -> None:
         self._outstanding -= 1
         context_id, command, began = request
+        if self._invoked is not None:
+            self._invoked.discard(command.message_id)
+            self._make_room(self._invoked)
         statistics = self._statistics
         if outcome.status is Status.SUCCESS:
             statistics.instances_stored += 1
@@ -201,22 +243,40 @@ class StorageSCP:
         if outcome.is_answered:
             self._association.sent_from_thread()
         else:
-            self._respond(context_id, command, outcome.status, outcome.comment)
-        if outcome.is_open:
-            if self._association.can_send:
-                self._answered.append(outcome.path)
-            else:
-                self._store.unacknowledged(outcome.path)
+            self._send(context_id, command, outcome.status, outcome.comment)
+        if not outcome.is_open:
+            self._certain -= 1
+        elif self._association.can_send and not (self._late and command.message_id in self._late):
+            self._answered.append(outcome.path)
+        else:
+            self._store.unacknowledged(outcome.path)
         self._log_store(outcome, began)
         if not self._outstanding:
             self._association.idle()
 
-    def _settle_answered(self, tell: Callable[[str], None]) -> None:
-        answered, self._answered = self._answered, []
+    def _make_room(self, invoked: set[int]) -> None:
+        if self._is_held_back:
+            self._is_held_back = len(invoked) >= self._window
+            if self._is_held_back:
+                self._store.hurry()
+            else:
+                self._association.hold_back(False)
+
+    def _settle_answered(self, count: int, *, arrived: bool) -> None:
+        """Tell of the first *count* answers, as far as there are so many."""
+        answered = self._answered[:count]
+        del self._answered[:count]
+        self._certain -= len(answered)
+        tell = self._store.acknowledged if arrived else self._store.unacknowledged
         for path in answered:
             tell(path)
 
     def _respond(self, context_id: int, command: Command, status: int, comment: str = "") -> None:
+        """Answer what is no instance that was stored."""
+        self._certain -= 1
+        self._send(context_id, command, status, comment)
+
+    def _send(self, context_id: int, command: Command, status: int, comment: str) -> None:
         if self._association.can_send:
             self._association.send_command(context_id, encode_response(command, status, comment))
 

@@ -89,6 +89,7 @@ class InstanceStore:
             reactor, clock, self._run, self._done, can_wait=IncomingInstance.can_wait, threads=int(threaded)
         )
         self.collect = self.worker.collect
+        self.hurry = self.worker.hurry
         self._judge = committer.judge
         self._checkpoint = committer.checkpoint
         self._checkpoints: Periodic | None = None
@@ -293,6 +294,8 @@ class IncomingInstance:
         self._pieces.append(data)
         self._held += size
         is_enough = self._flow.held(size)
+        if is_enough:
+            self._store.hurry()
         if (is_enough or self._held >= BATCH_BYTES) and not self._running:
             self._submit()
 
@@ -317,6 +320,8 @@ class IncomingInstance:
         """The worker is through with the chunk."""
         # Which may bring more at once: before the chunk is given up.
         is_enough = self._flow.released(self.chunk_held)
+        if is_enough:
+            self._store.hurry()
         self._running = False
         if self._cancelled:
             if self.file is not None:

@@ -33,7 +33,7 @@ class Worker(Generic[Job]):
     ``run`` is called on a thread with the jobs taken together (at most ``batch``) and returns those that
     are finished; the others it must give to :meth:`put_again` later. ``done`` is called on the reactor's
     thread with each finished job. Neither may raise. Jobs for which ``can_wait`` wake nobody up: they are done
-    with the next ones that do, at the next :meth:`put`, when somebody asks, or after a moment.
+    with the next ones that do, at the next :meth:`put`, when somebody asks or is in a hurry, or after a moment.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Worker(Generic[Job]):
         self._can_wait = can_wait
         self._later: IDelayedCall | None = None
         self._woken = False
+        self._hurry = False
         self._batch = batch
         self._jobs: WakingQueue[Job | None] = WakingQueue()
         self._finished: list[Job] = []
@@ -127,9 +128,9 @@ class Worker(Generic[Job]):
         if finished:
             with self._lock:
                 self._finished += finished
-                wake = not self._woken and not all(map(self._can_wait, finished))
+                wake = not self._woken and (self._hurry or not all(map(self._can_wait, finished)))
                 if wake:
-                    self._woken = True
+                    self._woken, self._hurry = True, False
             if wake:
                 self._reactor.callFromThread(self.collect)
         return True
@@ -150,6 +151,15 @@ class Worker(Generic[Job]):
             drained, self._drained = self._drained, []
             for deferred in drained:
                 deferred.callback(None)
+
+    def hurry(self) -> None:
+        """Have the next jobs that are finished, or those that are already, done at once. On the reactor's thread."""
+        with self._lock:
+            wake = bool(self._finished) and not self._woken
+            self._woken |= wake
+            self._hurry = not self._woken
+        if wake:
+            self._reactor.callFromThread(self.collect)
 
     def _look(self) -> None:
         self._later = None

@@ -35,6 +35,7 @@ from zope.interface import implementer
 
 from storescp import dimse
 from storescp.dimse import Status
+from storescp.extended_negotiation import OperationsWindow
 from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
 from storescp.limits import Limits
 from storescp.negotiation import Policy
@@ -267,9 +268,15 @@ class Conversation:
         calling: str = "SCU",
         called: str = "STORESCP",
         maximum_length: int = 16384,
+        window: int | None = None,
     ) -> AAssociateAC | AAssociateRJ | AAbort | None:
-        """Ask for an association; returns the answer. The contexts get the IDs 1, 3, 5 …"""
-        request = a_associate_rq(contexts, calling=calling, called=called, maximum_length=maximum_length)
+        """Ask for an association; returns the answer. The contexts get the IDs 1, 3, 5 …
+
+        *window* is how many operations the peer asks to have outstanding, None for not asking.
+        """
+        request = a_associate_rq(
+            contexts, calling=calling, called=called, maximum_length=maximum_length, window=window
+        )
         self.say(request.encode())
         heard = self.heard()
         if not heard:
@@ -371,6 +378,7 @@ class World:
         min_rate: float = 0,
         progress_timeout: float = 0,
         max_in_flight: int = 0,
+        async_window: int = 64,
     ) -> None:
         self.clock = Clock()
         self.statistics = Statistics()
@@ -395,6 +403,7 @@ class World:
                 maximum_length=maximum_length,
                 implementation_class_uid="1.2.3",
                 implementation_version_name="WORLD",
+                operations_window=async_window,
             ),
             Limits(
                 max_assoc=max_assoc,
@@ -419,10 +428,10 @@ class World:
         peer.turn()
         return peer
 
-    def associated(self) -> Conversation:
+    def associated(self, window: int | None = None) -> Conversation:
         """A peer connects and is given an association."""
         peer = self.connect()
-        answer = peer.associate()
+        answer = peer.associate(window=window)
         assert isinstance(answer, AAssociateAC), answer
         return peer
 
@@ -445,6 +454,9 @@ class MemoryStore:
         for result in results:
             result()
 
+    def hurry(self) -> None:
+        """Nobody is slow here."""
+
     def acknowledged(self, path: str) -> None:
         self.told.append((path, True))
 
@@ -461,6 +473,7 @@ class MemoryInstance:
         self.path = ""
         self.data = bytearray()
         self.cancelled = False
+        self.answer: Answer | None = None
         self.finished: Deferred[Outcome] | None = None
         self._flow = flow
         self._held = 0
@@ -502,6 +515,7 @@ def a_associate_rq(
     calling: str = "SCU",
     called: str = "STORESCP",
     maximum_length: int = 16384,
+    window: int | None = None,
 ) -> AAssociateRQ:
     """A-ASSOCIATE-RQ for *contexts*, pairs of abstract syntax and transfer syntaxes, with the IDs 1, 3, 5 …"""
     return AAssociateRQ(
@@ -511,7 +525,11 @@ def a_associate_rq(
             PresentationContext(2 * number + 1, abstract_syntax, tuple(transfer_syntaxes))
             for number, (abstract_syntax, transfer_syntaxes) in enumerate(contexts)
         ),
-        UserInformation(maximum_length, "1.2.3.4"),
+        UserInformation(
+            maximum_length,
+            "1.2.3.4",
+            other=() if window is None else (OperationsWindow(window, 1).item,),
+        ),
     )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from pynetdicom.pdu_items import AsynchronousOperationsWindowSubItem
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.extended_negotiation import (
     CommonExtendedNegotiation,
     ExtendedNegotiation,
+    OperationsWindow,
     RoleSelection,
     decoded,
+    operations_window,
 )
 from tests.strategies import steady, uids
 
@@ -44,6 +47,29 @@ class ItemTests(SynchronousTestCase):
         self.assertEqual(ExtendedNegotiation.decode(extended.item[1]), extended)
         common = CommonExtendedNegotiation(uid, other, related)
         self.assertEqual(CommonExtendedNegotiation.decode(common.item[1]), common)
+
+    @given(st.integers(0, 65535), st.integers(0, 65535))
+    @steady
+    def test_operations_window(self, invoked: int, performed: int) -> None:
+        """The window is what pynetdicom makes of the same numbers; what is decoded is what was encoded."""
+        judge = AsynchronousOperationsWindowSubItem()
+        judge.maximum_number_operations_invoked = invoked
+        judge.maximum_number_operations_performed = performed
+        window = OperationsWindow(invoked, performed)
+        self.assertEqual((0x53, judge.encode()[4:]), window.item)
+        self.assertEqual(OperationsWindow.decode(window.item[1]), window)
+
+    def test_one_window(self) -> None:
+        """The first that makes sense is found; none is the synchronous mode, one operation at a time."""
+        items = (
+            (0x53, b"\0\1\0"),
+            (0x54, b"\0\1\0\1"),
+            OperationsWindow(5, 6).item,
+            OperationsWindow(7, 8).item,
+        )
+        self.assertEqual(operations_window(items), OperationsWindow(5, 6))
+        self.assertIsNone(operations_window(items[:2]))
+        self.assertEqual(OperationsWindow(), OperationsWindow(1, 1))
 
     def test_tolerance(self) -> None:
         """Padding around UIDs, and what a later version has behind the common item, mean nothing."""

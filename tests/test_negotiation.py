@@ -13,6 +13,7 @@ from storescp.extended_negotiation import (
     STORAGE_SERVICE_CLASS,
     CommonExtendedNegotiation,
     ExtendedNegotiation,
+    OperationsWindow,
     RoleSelection,
 )
 from storescp.negotiation import AcceptedContext, Policy, accepted_contexts, negotiate
@@ -171,11 +172,25 @@ class NegotiateTests(SynchronousTestCase):
         self.assertEqual([context.result for context in answer.presentation_contexts], [0, 4, 3, 0])
         self.assertEqual(answer.user_information.other, ())
 
+    def test_operations_window(self) -> None:
+        """A window is answered when it is asked for: no more than asked, nor than ours; we invoke one at a time."""
+        for bound, proposed, expected in (
+            (64, (8, 1), (8, 1)),
+            (64, (64, 0), (64, 1)),
+            (64, (65, 5), (64, 1)),
+            (64, (0, 0), (64, 1)),
+            (64, (1, 1), (1, 1)),
+            (1, (0, 0), (1, 1)),
+            (65535, (65535, 65535), (65535, 1)),
+        ):
+            policy = replace(POLICY, operations_window=bound)
+            answer = self.items(OperationsWindow(*proposed).item, policy=policy)
+            self.assertEqual(answer.user_information.other, (OperationsWindow(*expected).item,))
+        self.assertEqual(self.items(policy=policy).user_information.other, ())
+
     def test_acceptance(self) -> None:
         """The answer repeats the titles, and tells who we are and what we take; nothing else is answered."""
-        user = UserInformation(
-            16384, "1.9", "PEER", ((0x53, b"\0\2\0\2"), (0x58, b"\1\1\0\0\0\0"), (0x99, b"?"))
-        )
+        user = UserInformation(16384, "1.9", "PEER", ((0x58, b"\1\1\0\0\0\0"), (0x99, b"?")))
         answer = negotiate(replace(request((1, CT, (JPEG,))), user_information=user), POLICY)
         assert isinstance(answer, AAssociateAC)
         self.assertEqual((answer.called_ae_title, answer.calling_ae_title), ("SCP", "SCU"))

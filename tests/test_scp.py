@@ -11,12 +11,14 @@ from storescp import dataset_head as tags
 from storescp import dimse
 from storescp.dataset_head import Head
 from storescp.dimse import Status
+from storescp.extended_negotiation import OperationsWindow
 from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
-from storescp.pdu import AAbort, AReleaseRP
+from storescp.pdu import AAbort, AAssociateAC, AReleaseRP
 from tests.conversation import (
     CT_IMAGE_STORAGE,
     EXPLICIT_VR_LITTLE_ENDIAN,
     MR_IMAGE_STORAGE,
+    Response,
     World,
     c_echo,
     c_store,
@@ -193,6 +195,170 @@ class StorageTests(SCPTestCase):
             self.assertEqual(self.peer.response().message_id, number + 1)
 
 
+class WindowTests(SCPTestCase):
+    """The asynchronous operations window, PS3.7 §D.3.3.3."""
+
+    def negotiated(self, window: int, answer: int, bound: int = 64) -> None:
+        """A peer that asks for *window* is given *answer*."""
+        self.world = World(async_window=bound)
+        self.instances, self.told = self.world.memory.instances, self.world.memory.told
+        self.peer = self.world.connect()
+        associated = self.peer.associate(window=window)
+        assert isinstance(associated, AAssociateAC)
+        self.assertEqual(associated.user_information.other, (OperationsWindow(answer, 1).item,))
+
+    def send(self, *numbers: int) -> None:
+        """Instances under these message IDs."""
+        for number in numbers:
+            self.peer.store(b"data", f"1.2.{number}", number)
+
+    def end(self, *numbers: int, status: Status = Status.SUCCESS) -> None:
+        """The instances that came as the first, second ... are stored, at paths of these names, or are not."""
+        for number in numbers:
+            self.instances[number - 1].path = str(number) if status is Status.SUCCESS else ""
+            self.instances[number - 1].end(status)
+
+    def message_ids(self) -> list[int]:
+        """Of the responses heard since the last time."""
+        return [item.message_id for item in self.peer.heard() if isinstance(item, Response)]
+
+    def test_out_of_order(self) -> None:
+        """Each instance is answered as it ends, whatever came before it."""
+        self.negotiated(4, 4)
+        self.send(1, 2, 3, 4)
+        self.end(3)
+        self.assertEqual(self.message_ids(), [3])
+        self.end(4, 1, 2)
+        self.assertEqual(self.message_ids(), [4, 1, 2])
+
+    def test_certain_answers(self) -> None:
+        """With a window of three a peer that has sent five instances has two answers: those that were sent first."""
+        self.negotiated(3, 3)
+        self.send(1, 2, 3)
+        self.end(2, 1, 3)
+        self.assertEqual(self.told, [])
+        self.send(4)
+        self.assertEqual(self.told, [("2", True)])
+        self.send(5)
+        self.assertEqual(self.told, [("2", True), ("1", True)])
+        self.peer.drop()
+        self.end(4, 5)
+        self.assertEqual(self.told[2:], [("3", False), ("4", False), ("5", False)])
+
+    def test_answers_to_others(self) -> None:
+        """Answers that the store does not wait for are answers like any other: failures, refusals, C-ECHO."""
+        self.negotiated(2, 2)
+        self.send(1, 2)
+        self.end(1, status=Status.OUT_OF_RESOURCES)
+        self.peer.echo(3)
+        self.end(2)
+        self.send(4)
+        self.assertEqual(self.told, [])  # two answers are certain: the first ones, which are not that to 2
+        self.send(5)
+        self.assertEqual(self.told, [("2", True)])
+
+    def test_release(self) -> None:
+        """Who asks for release has all answers that it has waited for."""
+        self.negotiated(8, 8)
+        self.send(1, 2)
+        self.end(2, 1)
+        self.assertEqual(self.told, [])
+        self.peer.release()
+        self.assertEqual(self.told, [("2", True), ("1", True)])
+        self.assertEqual(self.peer.heard()[-1], AReleaseRP())
+
+    def test_release_too_early(self) -> None:
+        """Who asks for release without waiting for its answers gets them before it is released; whether it wanted
+        them is not certain.
+        """
+        self.negotiated(8, 8)
+        self.send(1, 2, 3)
+        self.end(1)
+        self.peer.release()
+        self.assertEqual(self.message_ids(), [1])
+        self.end(3, 2)
+        heard = self.peer.heard()
+        self.assertEqual([type(item) for item in heard], [Response, Response, AReleaseRP])
+        self.assertEqual(sorted(self.told), [("1", True), ("2", False), ("3", False)])
+
+    def test_message_id_in_use(self) -> None:
+        """A message ID of an operation that is outstanding is refused with 0210H, PS3.7 §C.5.6; later it is free."""
+        self.negotiated(8, 8)
+        self.send(1)
+        self.peer.store(b"other", "1.2.9", 1)
+        response = self.peer.response()
+        self.assertEqual(response[:4], (3, 0x8001, 1, 0x0210))
+        self.peer.echo(2)
+        self.assertEqual(self.peer.statuses(), [0])
+        self.assertEqual(len(self.instances), 1)
+        self.end(1)
+        self.assertEqual(self.peer.statuses(), [0])
+        self.peer.store(b"other", "1.2.9", 1)
+        self.instances[1].end()
+        self.assertEqual(self.peer.statuses(), [0])
+
+    def test_answered_by_another_thread(self) -> None:
+        """There is room, and a message ID is free, before the peer can have the answer."""
+        self.negotiated(2, 2)
+        self.send(1, 2)
+        answer = self.instances[0].answer
+        assert answer is not None
+        self.assertFalse(answer(Status.SUCCESS, ""))  # in memory it cannot
+        self.send(1)
+        self.assertEqual(len(self.instances), 3)
+        self.assertTrue(self.peer.transport.is_reading)
+
+    def test_one_too_many(self) -> None:
+        """A peer with more operations outstanding than agreed is not read until there is room."""
+        self.negotiated(2, 2)
+        self.send(1, 2)
+        self.assertTrue(self.peer.transport.is_reading)
+        self.peer.store(b"data", "1.2.3", 3)
+        self.assertFalse(self.peer.transport.is_reading)
+        self.peer.store(b"data", "1.2.4", 4)
+        self.assertEqual(len(self.instances), 3)
+        self.end(1)
+        self.assertFalse(self.peer.transport.is_reading)
+        self.assertEqual(len(self.instances), 3)
+        self.end(2)
+        self.peer.turn()
+        self.assertEqual(len(self.instances), 4)
+        self.end(3, 4)
+        self.assertTrue(self.peer.transport.is_reading)
+        self.assertEqual(self.message_ids(), [1, 2, 3, 4])
+        self.peer.release()
+        self.assertEqual(self.peer.heard(), [AReleaseRP()])
+
+    def test_too_large(self) -> None:
+        """An instance that is refused while it arrives is not outstanding any more."""
+        self.peer = World(max_object_size=3).associated(window=2)
+        for message_id in (1, 1, 2, 3):
+            self.peer.store(b"data", "1.2.3", message_id)
+            self.assertEqual(self.peer.statuses(), [0xA700])
+        self.assertTrue(self.peer.transport.is_reading)
+
+    def test_same_instance(self) -> None:
+        """The same instance may be outstanding twice: what becomes of each is the store's business."""
+        self.negotiated(0, 64)
+        for message_id in (1, 2):
+            self.peer.store(b"data", "1.2.3", message_id)
+        self.instances[0].path = "path"
+        self.instances[0].end()
+        self.instances[1].end(Status.DUPLICATE_SOP_INSTANCE)
+        self.assertEqual(self.peer.statuses(), [0, 0x0111])
+        self.peer.release()
+        self.assertEqual(self.told, [("path", True)])
+
+    def test_not_negotiated(self) -> None:
+        """Who has not asked for a window and does not wait is served all the same, whatever its message IDs."""
+        for number in range(100):
+            self.peer.store(b"data", f"1.2.{number}", 1)
+        self.assertTrue(self.peer.transport.is_reading)
+        for instance in self.instances:
+            instance.end()
+        self.assertEqual(self.peer.statuses(), [0] * 100)
+
+
 class OtherCommandTests(SCPTestCase):
     """Commands of other services, and those that get no answer."""
 
@@ -306,6 +472,9 @@ class OutcomeStore:
         return succeed(self.outcome)
 
     def collect(self) -> None:
+        pass
+
+    def hurry(self) -> None:
         pass
 
     def cancel(self) -> None:

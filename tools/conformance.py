@@ -48,6 +48,7 @@ STATUSES = {
     Status.PROCESSING_FAILURE: "A fault of our own; the log has it",
     Status.DUPLICATE_SOP_INSTANCE: "The instance is stored already, see ``--duplicate``",
     Status.SOP_CLASS_NOT_SUPPORTED: "The SOP class is not that of the presentation context",
+    Status.DUPLICATE_INVOCATION: "An operation with this message ID is outstanding, in an operations window",
     Status.UNRECOGNIZED_OPERATION: "A command that the SOP class of the context does not have",
     Status.OUT_OF_RESOURCES: "Disk full or failing, index unavailable, or larger than ``--max-object-size``",
     Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS: "SOP class or instance UID of data set and command differ",
