@@ -53,13 +53,13 @@ class Authority:
         )
 
     def issue(
-        self, common_name: str, *, key: Key | None = None, days: int = 10, file: str = ""
+        self, common_name: str, *, key: Key | None = None, days: int = 10, file: str = "", host: str = ""
     ) -> tuple[pathlib.Path, pathlib.Path]:
-        """A certificate, valid for so many *days* from now on, and its key."""
+        """A certificate, valid for so many *days* from now on, and its key; for this machine, or another *host*."""
         key = key or ec.generate_private_key(ec.SECP256R1())
+        ours = (x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
         names: Sequence[x509.GeneralName] = [
-            x509.DNSName("localhost"),
-            x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+            *((x509.DNSName(host),) if host else ours),
             x509.UniformResourceIdentifier(f"urn:ae:{common_name}"),
             x509.RFC822Name("ct@example.org"),
         ]

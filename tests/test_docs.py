@@ -143,7 +143,7 @@ class CodeTests(SynchronousTestCase):
             "shelve",
         }
         self.assertEqual(parsers & roots, set())
-        self.assertEqual(names["json"], {"operator", "operator_config"})
+        self.assertEqual(names["json"], {"operator_output", "operator_config"})
         # The settings, from the server to its workers, through memory that only they have.
         self.assertEqual(names["pickle"], {"supervisor", "child"})
         loaders = {

@@ -31,10 +31,13 @@ BLOCKING = (
     *("flushing", "part10", "index_schema", "index", "stored_file", "space", "tls_settings", "credentials"),
     *("config_file", "option_values", "settings", "config_access", "config_tls", "config_limits"),
     *("config_negotiation", "config", "reloading", "tokens"),
-    *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive", "scu"),
-    *("shared", "channel"),
+    *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive"),
+    *("scu_errors", "scu_tls", "scu", "shared", "channel"),
 )
-OPERATOR = ("operator_archive", "operator_send", "operator_config", "operator", "__main__")
+OPERATOR = (
+    *("operator_archive", "operator_send", "operator_config", "operator_arguments", "operator_output"),
+    *("operator_peer", "operator", "__main__"),
+)
 ADAPTERS = (
     "logs",
     "interfaces",

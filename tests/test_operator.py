@@ -21,8 +21,9 @@ from twisted.trial.unittest import SynchronousTestCase
 import storescp
 from storescp import operator_archive
 from storescp.index import Index, IndexUnavailable, ReceivedInstance, Row, Totals
-from storescp.operator import main, size_text
+from storescp.operator import main
 from storescp.operator_archive import Archive, ArchiveError, Finding, Reindexing, Verification, Workers
+from storescp.operator_output import size_text
 from storescp.operator_send import status_text
 from storescp.part10 import FileMeta
 from storescp.stored_file import read_instance

@@ -16,7 +16,7 @@ from storescp.operator import main
 from storescp.part10 import FileMeta
 from storescp.pdu import AAbort, AAssociateRJ
 from tests.raw_scu import CT, EXPLICIT, IMPLICIT, MR, instance
-from tests.server import free_port
+from tests.server import DEADLINE, free_port
 from tests.test_scu import Peer
 
 
@@ -68,7 +68,7 @@ class SendTests(SynchronousTestCase):
         peer = Peer(self, self.storing([0, 0, 0]))
         code, out, err = self.send(peer, files[0], self.directory / "c", "--calling", "ME", "--called", "YOU")
         self.assertEqual((code, err), (0, ""))
-        self.assertRegex(out, r"\A3 x 0000H Success; \S+ kB in \S+ s\n\Z")
+        self.assertRegex(out, r"\A3 x 0000H Success; \S+ kB in \S+ s(, \S+/s, \S+ kB/s)?\n\Z")
         self.assertEqual(self.uids, ["1.2", "1.3", "1.4"])
         self.assertEqual((self.request.calling_ae_title, self.request.called_ae_title), ("ME", "YOU"))
         self.assertEqual(
@@ -138,7 +138,7 @@ class SendTests(SynchronousTestCase):
         port = free_port()
         code, out, err = self.send(port, self.directory)
         self.assertEqual(code, 1)
-        self.assertRegex(out, r"\A1 not sent; 0 B in \S+ s\n\Z")
+        self.assertRegex(out, r"\A1 not sent; 0 B in \S+ s(, 0/s, 0 B/s)?\n\Z")
         self.assertEqual(err, f"storescp: 127.0.0.1 port {port}: cannot connect: Connection refused\n")
 
         def reject(peer: Peer) -> None:
@@ -180,6 +180,151 @@ class SendTests(SynchronousTestCase):
         self.assertEqual([len(group) for group in groups], [128, 128, 44])
         self.patch(operator_send, "MAX_FILES", 100)
         self.assertEqual([len(group) for group in operator_send._groups(files)], [100, 100, 100])
+
+    def test_window(self) -> None:
+        """Files are sent without waiting as far as the window goes; answers may come in any order."""
+        for number in range(5):
+            self.file(str(number), f"1.2.{number}")
+
+        def script(peer: Peer) -> None:
+            peer.accept(window=3)
+            commands = []
+            for _ in range(3):
+                commands.append(peer.command())
+                peer.receive()
+            peer.respond(commands[1], 0x0111)
+            for _ in range(2):  # there is room for another one, and when that is answered for one more
+                commands.append(peer.command())
+                peer.receive()
+                peer.respond(commands[-1], 0)
+            peer.respond(commands[2], 0xC000, "no")
+            peer.respond(commands[0], 0)
+            peer.release()
+
+        code, out, err = self.send(Peer(self, script), self.directory, "--async", "8")
+        self.assertEqual((code, err), (1, ""))
+        lines = out.splitlines()
+        self.assertEqual(
+            lines[:2],
+            [
+                f"{self.directory}/1: 0111H Duplicate SOP Instance",
+                f"{self.directory}/2: C000H Error: Cannot understand (no)",
+            ],
+        )
+        self.assertRegex(lines[2], "^3 x 0000H Success, 1 x 0111H Duplicate SOP Instance, 1 x C000H ")
+
+    def test_window_not_granted(self) -> None:
+        """Who says nothing of a window is sent one file at a time."""
+        for name in "ab":
+            self.file(name)
+
+        def script(peer: Peer) -> None:
+            peer.accept()
+            for _ in range(2):
+                command = peer.command()
+                peer.receive()
+                peer.socket.settimeout(0.2)
+                self.assertRaises(TimeoutError, peer.socket.recv, 1)
+                peer.socket.settimeout(DEADLINE)
+                peer.respond(command, 0)
+            peer.release()
+
+        code, _, err = self.send(Peer(self, script), self.directory, "--async", "64")
+        self.assertEqual((code, err), (0, ""))
+
+    def test_tried_again(self) -> None:
+        """With --retries what may pass is tried again: Out of Resources, a lost connection, a transient rejection."""
+        for name in "abc":
+            self.file(name, f"1.2.{ord(name)}")
+        uids: list[str] = []
+
+        def script(peer: Peer) -> None:
+            def answer(*statuses: int) -> None:
+                for status in statuses:
+                    command = peer.command()
+                    uids.append(command.uid(dimse.AFFECTED_SOP_INSTANCE_UID))
+                    peer.receive()
+                    peer.respond(command, status)
+
+            peer.accept()
+            answer(0xA700, 0)
+            peer.command()
+            peer.socket.close()
+            peer.connect()
+            peer.receive()
+            peer.send(AAssociateRJ(2, 3, 2).encode())
+            peer.socket.close()
+            peer.connect()
+            peer.accept()
+            answer(0xA701, 0, 0)
+            peer.release()
+
+        code, out, err = self.send(Peer(self, script), self.directory, "--retries", "2", "--retry-delay", "0")
+        self.assertEqual((code, err), (0, ""))
+        self.assertRegex(out, r"\A3 x 0000H Success, 2 sent again; .*\n\Z")
+        self.assertEqual(uids[:2], ["1.2.97", "1.2.98"])
+        self.assertEqual(sorted(uids[2:]), sorted(["1.2.97", "1.2.99", uids[2]]))
+
+    def test_not_tried_again(self) -> None:
+        """What will not pass is not tried again, and nothing more often than was said."""
+        self.file("a")
+        again = ("--retries", "2", "--retry-delay", "0")
+        code, out, _ = self.send(Peer(self, self.storing([0xA700, 0xA700, 0xA700])), self.directory, *again)
+        self.assertEqual(code, 1)
+        self.assertRegex(out.splitlines()[1], "^1 x A700H Refused: Out of Resources, 1 sent again; ")
+        for status in (0xA900, 0x0111, 0xC000, 0x0110):
+            code, out, _ = self.send(Peer(self, self.storing([status])), self.directory, *again)
+            self.assertEqual(code, 1)
+            self.assertNotIn("sent again", out)
+
+        def reject(peer: Peer) -> None:
+            peer.receive()
+            peer.send(AAssociateRJ(1, 1, 3).encode())
+
+        code, out, err = self.send(Peer(self, reject), self.directory, *again)
+        self.assertEqual(code, 1)
+        self.assertIn("calling-AE-title-not-recognized", err)
+
+        def aborting(peer: Peer) -> None:
+            for number in range(3):
+                if number:
+                    peer.connect()
+                peer.accept()
+                peer.command()
+                peer.send(AAbort(0, 0).encode())
+                peer.socket.close()
+
+        code, out, err = self.send(Peer(self, aborting), self.directory, *again)
+        self.assertEqual(code, 1)
+        self.assertEqual(out.splitlines()[0], f"{self.directory}/a: association aborted by the service-user")
+        self.assertRegex(out.splitlines()[1], "^1 not sent, 1 sent again; ")
+
+    def test_delays(self) -> None:
+        """Each time it is waited twice as long, up to a minute."""
+        sending = operator_send.Sending(
+            "", 1, calling_ae_title="", called_ae_title="", timeout=1, delay=1.5, report=lambda *_: None
+        )
+        pauses = [sending._pause(tries) for tries in (1, 2, 3, 6, 7, 10**6)]
+        self.assertEqual(pauses, [1.5, 3.0, 6.0, 48.0, 60.0, 60.0])
+
+    def test_wrong_usage(self) -> None:
+        """Numbers out of their ranges, and TLS options that make no sense, are wrong usage: exit status 2."""
+        for arguments, message in (
+            (("--async", "0"), "--async: expected a number from 1 to 1024, got '0'"),
+            (("--jobs", "x"), "--jobs: expected a number from 1 to 256, got 'x'"),
+            (("--retries", "-1"), "--retries: expected a number from 0"),
+            (("--tls-ca", "x"), "--tls-ca: expected --tls with it, got none"),
+            (("--tls", "--tls-key", "x"), "--tls-key: expected --tls-certificate with it, got none"),
+            (
+                ("--tls", "--tls-ca", "/nothing"),
+                "--tls-ca: expected certificates in PEM, got '/nothing': No such",
+            ),
+        ):
+            err = io.StringIO()
+            with contextlib.redirect_stderr(err), self.assertRaises(SystemExit) as caught:
+                main(["send", "127.0.0.1", "1", "x", *arguments])
+            self.assertEqual(caught.exception.code, 2)
+            self.assertIn(message, err.getvalue())
 
     def test_file_becomes_shorter(self) -> None:
         """A file that is cut while it is sent fails; its association is aborted and the others go on a new one."""

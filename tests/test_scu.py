@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp import dimse, pdu
 from storescp.dimse import Command, MessageReader
+from storescp.extended_negotiation import OperationsWindow
 from storescp.pdu import (
     AAbort,
     AAssociateAC,
@@ -25,7 +27,8 @@ from storescp.pdu import (
     PresentationContextResult,
     UserInformation,
 )
-from storescp.scu import PIECE, SCU, AssociationError, ContextNotAccepted, Rejected, Response
+from storescp.scu import PIECE, SCU, Response
+from storescp.scu_errors import AssociationError, ContextNotAccepted, Rejected
 from storescp.sop_classes import VERIFICATION
 from tests.raw_scu import CT, EXPLICIT, IMPLICIT, MR
 from tests.server import DEADLINE, free_port
@@ -36,8 +39,15 @@ CONTEXTS = ((VERIFICATION, IMPLICIT), (CT, EXPLICIT), (CT, IMPLICIT))
 class Peer:
     """The other end of one connection; *script* is run on a thread of its own when it is there."""
 
-    def __init__(self, case: SynchronousTestCase, script: Callable[[Peer], None]) -> None:
+    def __init__(
+        self,
+        case: SynchronousTestCase,
+        script: Callable[[Peer], None],
+        *,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._script = script
+        self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(DEADLINE)
         self.port: int = self._listener.getsockname()[1]
@@ -65,6 +75,8 @@ class Peer:
         """Take the next connection."""
         self.socket, _ = self._listener.accept()
         self.socket.settimeout(DEADLINE)
+        if self._tls is not None:
+            self.socket = self._tls.wrap_socket(self.socket, server_side=True)
         self._reader = PDUReader(0)
         self._messages = MessageReader()
         self._data_set = bytearray()
@@ -102,15 +114,18 @@ class Peer:
         """Send bytes."""
         self.socket.sendall(b"".join(data))
 
-    def accept(self, maximum_length: int = 0, refuse: Sequence[int] = ()) -> AAssociateRQ:
-        """Accept the association, but for the contexts with the IDs in *refuse*."""
+    def accept(
+        self, maximum_length: int = 0, refuse: Sequence[int] = (), window: int | None = None
+    ) -> AAssociateRQ:
+        """Accept the association, but for the contexts with the IDs in *refuse*, and so many operations at a time."""
         request = self.receive()
         assert isinstance(request, AAssociateRQ)
         results = tuple(
             PresentationContextResult(context.id, 3 * (context.id in refuse), context.transfer_syntaxes[0])
             for context in request.presentation_contexts
         )
-        information = UserInformation(maximum_length)
+        other = () if window is None else (OperationsWindow(window, 1).item,)
+        information = UserInformation(maximum_length, other=other)
         self.send(
             AAssociateAC(request.called_ae_title, request.calling_ae_title, results, information).encode()
         )
@@ -146,6 +161,7 @@ class SCUTestCase(SynchronousTestCase):
         contexts: Sequence[tuple[str, str]] = CONTEXTS,
         *,
         timeout: float = DEADLINE,
+        window: int = 1,
     ) -> SCU:
         """An association with it."""
         port = peer if isinstance(peer, int) else peer.port
@@ -156,6 +172,7 @@ class SCUTestCase(SynchronousTestCase):
             calling_ae_title="SENDER",
             called_ae_title="ARCHIVE",
             timeout=timeout,
+            window=window,
         )
 
     def file(self, content: bytes) -> int:
@@ -520,3 +537,94 @@ class MessageTests(SCUTestCase):
             scu._message_id = 0xFFFE
             scu.echo(VERIFICATION, IMPLICIT)
             scu.echo(VERIFICATION, IMPLICIT)
+
+
+class WindowTests(SCUTestCase):
+    """Several operations outstanding at a time, PS3.7 §D.3.3.3."""
+
+    def test_negotiation(self) -> None:
+        """A window of more than one is asked for; the peer's word counts, and its silence means one."""
+        for asked, answered, agreed in ((1, None, 1), (8, None, 1), (8, 3, 3), (8, 0, 8), (8, 99, 8)):
+            requests: list[AAssociateRQ] = []
+
+            def script(
+                peer: Peer, answered: int | None = answered, requests: list[AAssociateRQ] = requests
+            ) -> None:
+                requests.append(peer.accept(window=answered))
+                peer.release()
+
+            peer = self.peer(script)
+            with self.scu(peer, window=asked) as scu:
+                self.assertEqual(scu.window, agreed)
+            peer.finish()
+            items = requests[0].user_information.other
+            self.assertEqual(items, (OperationsWindow(asked, 1).item,) if asked > 1 else ())
+
+    def test_out_of_order(self) -> None:
+        """Answers are known by their message IDs, in whatever order they come."""
+
+        def script(peer: Peer) -> None:
+            peer.accept(window=3)
+            commands = []
+            for _ in range(3):
+                commands.append(peer.command())
+                peer.receive()
+            for number in (2, 0, 1):
+                peer.respond(commands[number], 0xA700 + number, context_id=3)
+            peer.release()
+
+        with self.scu(self.peer(script), window=3) as scu:
+            descriptor = self.file(b"data")
+            message_ids = [scu.send(CT, f"1.2.{number}", EXPLICIT, descriptor, 0) for number in range(3)]
+            self.assertEqual(message_ids, [1, 2, 3])
+            answers = [scu.response() for _ in range(3)]
+        self.assertEqual(
+            [(answer[0], answer[1].status) for answer in answers], [(3, 0xA702), (1, 0xA700), (2, 0xA701)]
+        )
+
+    def test_answered_twice(self) -> None:
+        """A second answer to the same message is one to no message."""
+
+        def script(peer: Peer) -> None:
+            peer.accept(window=3)
+            command = peer.command()
+            peer.receive()
+            peer.receive()
+            peer.receive()
+            peer.respond(command, 0, context_id=3)
+            peer.respond(command, 0, context_id=3)
+            self.assertEqual(peer.receive(), AAbort(0, 0))
+
+        peer = self.peer(script)
+        with (
+            self.assertRaisesRegex(AssociationError, "a response to another message"),
+            self.scu(peer, window=3) as scu,
+        ):
+            for _ in range(2):
+                scu.send(CT, "1.2", EXPLICIT, self.file(b"data"), 0)
+            scu.response()
+            scu.response()
+        peer.finish()
+
+    def test_answers_before_the_end(self) -> None:
+        """What was answered before the association broke is known."""
+
+        def script(peer: Peer) -> None:
+            peer.accept(window=3)
+            command = peer.command()
+            peer.receive()
+            peer.respond(command, 0, context_id=3)
+            peer.send(AAbort(0, 0).encode())
+            peer.socket.shutdown(socket.SHUT_RDWR)
+
+        peer = self.peer(script)
+        with (
+            self.assertRaisesRegex(AssociationError, "aborted by the service-user") as caught,
+            self.scu(peer, window=3) as scu,
+        ):
+            scu.send(CT, "1.2", EXPLICIT, self.file(b"data"), 0)
+            scu.send(CT, "1.3", EXPLICIT, self.file(bytes(50_000_000)), 0)
+        self.assertTrue(caught.exception.is_transient)
+        self.assertEqual(scu.arrived(), [(1, Response(0, ""))])
+        self.assertEqual(scu.arrived(), [])
+        peer.finish()
