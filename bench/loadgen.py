@@ -4,7 +4,7 @@ Sends objects over any number of associations at once and prints one JSON object
 times. It must cost less than any server it measures: objects are encoded in advance and only patched
 (bench.objects), one loop of edge-triggered epoll serves all associations of a process, and a response is
 recognised by its bytes instead of being decoded. One C-STORE at a time is outstanding on an association, as
-almost every sender has it.
+almost every sender has it, unless a window is asked for and granted.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Load:
     many of these run at the same time, and ``objects`` how many follow each other in each place. With a ``size``
     of 0 as well, they are released as soon as they are accepted: each counts as one object without any bytes.
     ``stall`` is the number of seconds without any progress after which the run is given up. With ``tls`` each
-    connection begins with a handshake, for which any certificate will do.
+    connection begins with a handshake, for which any certificate will do. With a ``window`` above 1 so many C-STOREs
+    are outstanding on an association, or as many as the server grants (PS3.7 section D.3.3.3).
     """
 
     host: str
@@ -72,6 +73,7 @@ class Load:
     max_pdu: int = LARGEST_PDU
     run: str = ""
     tls: bool = False
+    window: int = 1
     stall: float = 60.0
 
 
@@ -118,8 +120,13 @@ def _item(item_type: int, value: bytes) -> bytes:
     return struct.pack(">BBH", item_type, 0, len(value)) + value
 
 
-def a_associate_rq(called_ae_title: str, calling_ae_title: str, sop_class_uid: str, max_pdu: int) -> bytes:
-    """An A-ASSOCIATE-RQ with one presentation context in Explicit VR Little Endian (PS3.8 section 9.3.2)."""
+def a_associate_rq(
+    called_ae_title: str, calling_ae_title: str, sop_class_uid: str, max_pdu: int, window: int = 1
+) -> bytes:
+    """An A-ASSOCIATE-RQ with one presentation context in Explicit VR Little Endian (PS3.8 section 9.3.2).
+
+    A ``window`` of more than one operation is asked for (PS3.7 section D.3.3.3).
+    """
     context = (
         struct.pack(">BBBB", PRESENTATION_CONTEXT_ID, 0, 0, 0)
         + _item(0x30, sop_class_uid.encode())
@@ -130,6 +137,8 @@ def a_associate_rq(called_ae_title: str, calling_ae_title: str, sop_class_uid: s
         + _item(0x52, _IMPLEMENTATION_CLASS_UID.encode())
         + _item(0x55, b"LOADGEN_1")
     )
+    if window > 1:
+        user_information += _item(0x53, struct.pack(">HH", window, 1))
     body = struct.pack(
         ">HH16s16s32x", 1, 0, called_ae_title.ljust(16).encode(), calling_ae_title.ljust(16).encode()
     )
@@ -137,19 +146,24 @@ def a_associate_rq(called_ae_title: str, calling_ae_title: str, sop_class_uid: s
     return struct.pack(">BBI", 1, 0, len(body)) + body
 
 
-def accepted_max_pdu(pdu: bytes) -> int:
-    """The Maximum Length an A-ASSOCIATE-AC announces (0: none); ValueError if it refused our context."""
-    at, max_pdu, result = 74, 0, -1
+def accepted(pdu: bytes) -> tuple[int, int]:
+    """What an A-ASSOCIATE-AC announces: the Maximum Length (0: none), and the operations that we may have outstanding.
+
+    ValueError if it refused our context.
+    """
+    at, max_pdu, window, result = 74, 0, 1, -1
     while at + 4 <= len(pdu):
         item_type, length = pdu[at], int.from_bytes(pdu[at + 2 : at + 4], "big")
         if item_type == 0x21:
             result = pdu[at + 6]
         elif item_type == 0x51:
             max_pdu = int.from_bytes(pdu[at + 4 : at + 8], "big")
+        elif item_type == 0x53:
+            window = int.from_bytes(pdu[at + 4 : at + 6], "big") or 0xFFFF
         at += 4 if item_type == 0x50 else 4 + length  # walk into the user information
     if result != 0:
         raise ValueError(f"presentation context refused, result {result}")
-    return max_pdu
+    return max_pdu, window
 
 
 def command_fragment(pdu: bytes) -> tuple[bytes, bool]:
@@ -164,19 +178,20 @@ def command_fragment(pdu: bytes) -> tuple[bytes, bool]:
     return fragment, last
 
 
-def response_status(command: bytes, message_id: int) -> int:
-    """The Status of a response; ValueError if it has none or does not respond to ``message_id``.
+def response_status(command: bytes) -> tuple[int, int]:
+    """The Message ID that a response responds to, and its Status; ValueError if it has none.
 
     The elements are found by their tag and length, in ascending order: the bytes of a Message ID can look like
     the beginning of another tag, so the search goes on behind them.
     """
     at = command.find(_MESSAGE_ID_RESPONDED) + 8
-    if at < 8 or command[at : at + 2] != message_id.to_bytes(2, "little"):
-        raise ValueError("response to another message")
+    if at < 8:
+        raise ValueError("response to no message")
+    message_id = int.from_bytes(command[at : at + 2], "little")
     at = command.find(_STATUS, at + 2) + 8
     if at < 8:
         raise ValueError("response without a status")
-    return int.from_bytes(command[at : at + 2], "little")
+    return message_id, int.from_bytes(command[at : at + 2], "little")
 
 
 class Association:
@@ -189,7 +204,10 @@ class Association:
         self._generator = generator
         self._stream = ObjectStream(generator.load.run, number)
         self._left = generator.load.objects
-        self._left_here = 0
+        self._left_here = 0  # not answered yet, of which this many are not sent yet:
+        self._unsent = 0
+        self._window = 1
+        self._outstanding: dict[int, float] = {}  # since when, by message ID
         self._socket: socket.socket | None = None
         self._received = b""
         self._command = b""
@@ -203,7 +221,8 @@ class Association:
         """Connects and sends the A-ASSOCIATE-RQ as soon as the connection stands."""
         load = self._generator.load
         self._since = time.monotonic()
-        self._left_here = 1 if load.association_per_object else self._left
+        self._left_here = self._unsent = 1 if load.association_per_object else self._left
+        self._outstanding.clear()
         if load.association_per_object:
             self._generator.clock_starts(self._since)
         self._received = self._command = b""
@@ -225,6 +244,8 @@ class Association:
             tls = self._generator.load.tls  # which may have to read before it can write
             if self._pieces and (tls or events & ~select.EPOLLIN):
                 self._flush()
+                if self._window > 1 and self._outstanding:
+                    self._fill()
             if events & ~select.EPOLLOUT:
                 self._receive()
                 while tls and self._socket is not None and self._receive():
@@ -292,7 +313,7 @@ class Association:
         if pdu[0] != 2:
             raise ValueError(f"PDU of type {pdu[0]} instead of A-ASSOCIATE-AC")
         generator = self._generator
-        max_pdu = accepted_max_pdu(pdu)
+        max_pdu, window = accepted(pdu)
         generator.outcome.association_times.append(time.monotonic() - self._since)
         generator.outcome.max_pdu = max_pdu
         if not generator.load.size:
@@ -303,24 +324,33 @@ class Association:
         template = object_template(generator.load.size, limit)
         self._stream.use(template)
         self._on_pdu = self._on_response
+        self._window = min(window, generator.load.window)
         generator.accepted(self)
 
     def start(self) -> None:
         """Sends the first object; the association must have been accepted, and may have ended since."""
         if self._socket is None:
             return
-        self._since = time.monotonic()
-        self._generator.clock_starts(self._since)
+        now = time.monotonic()
+        self._generator.clock_starts(now)
         try:
-            self._next()
+            self._next(now)
+            self._fill()
         except OSError as error:
             self.fail(error.strerror or str(error))
 
-    def _next(self) -> None:
+    def _next(self, now: float) -> None:
         self._message_id = message_id = self._message_id % 0xFFFF + 1
+        self._outstanding[message_id] = now
+        self._unsent -= 1
         self._stream.advance(message_id)
         self._pieces, self._piece, self._offset = self._stream.pieces, 0, 0
         self._flush()
+
+    def _fill(self) -> None:
+        """Sends on while the window allows it, and the network takes it."""
+        while self._unsent and not self._pieces and len(self._outstanding) < self._window:
+            self._next(time.monotonic())
 
     def _on_response(self, pdu: bytes) -> None:
         command, last = command_fragment(pdu)
@@ -329,18 +359,21 @@ class Association:
             if not last:
                 return
             command, self._command = self._command, b""
-        status = response_status(command, self._message_id)
-        if self._pieces:
+        message_id, status = response_status(command)
+        since = self._outstanding.pop(message_id, None)
+        if since is None:
+            raise ValueError("response to another message")
+        if self._pieces and message_id == self._message_id:
             raise ValueError("response before the end of the object")
         now = time.monotonic()
         outcome = self._generator.outcome
-        outcome.response_times.append(now - self._since)
+        outcome.response_times.append(now - since)
         outcome.statuses[status] += 1
         self._left -= 1
         self._left_here -= 1
         if self._left_here:
-            self._since = now
-            self._next()
+            if self._unsent and not self._pieces:
+                self._next(now)
         else:
             outcome.finished = now
             self._on_pdu = self._on_release_rp
@@ -381,7 +414,7 @@ class Generator:
         self._open_next = True
         sop_class_uid = object_template(load.size, 0).sop_class_uid if load.size else CT_IMAGE_STORAGE
         self.associate_rq = a_associate_rq(
-            load.called_ae_title, load.calling_ae_title, sop_class_uid, 64 * 1024
+            load.called_ae_title, load.calling_ae_title, sop_class_uid, 64 * 1024, load.window
         )
 
     def run(self, numbers: Sequence[int]) -> Outcome:
@@ -507,6 +540,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--calling-ae-title", default="LOADGEN", metavar="AE")
     parser.add_argument(
         "--max-pdu", type=byte_count, default=LARGEST_PDU, metavar="BYTES", help="never longer PDUs (256K)"
+    )
+    parser.add_argument(
+        "--window", type=_positive, default=1, metavar="N", help="C-STOREs outstanding per association (1)"
     )
     parser.add_argument("--tls", action="store_true", help="TLS 1.2, whatever the server's certificate")
     parser.add_argument("--run", default="", metavar="DIGITS", help="20 digits for the UIDs (random)")

@@ -37,7 +37,7 @@ class Workload:
     association_per_object: bool = False
     also: tuple[str, ...] = ()
 
-    def load(self, port: int, objects: int, *, tls: bool = False) -> loadgen.Load:
+    def load(self, port: int, objects: int, *, tls: bool = False, window: int = 1) -> loadgen.Load:
         """``objects`` per association, to 127.0.0.1."""
         return loadgen.Load(
             host="127.0.0.1",
@@ -47,6 +47,7 @@ class Workload:
             size=self.size,
             association_per_object=self.association_per_object,
             tls=tls,
+            window=window,
             stall=_STALL_SECONDS,
         )
 
@@ -154,7 +155,18 @@ DURABLE = Comparison(
         Goal("storescp-sync", "8x8K", "storescp", 0.5),
     ),
 )
-COMPARISONS = (USUAL, WORKERS, TLS, DURABLE)
+WINDOW = Comparison(
+    "window",
+    "several C-STOREs outstanding on an association",
+    ("storescp-64", "storescp-8", "storescp-sync"),
+    _some("1x8K", "1x512K"),
+    storages=("disk",),
+    goals=(
+        Goal("storescp-64", "1x8K", "storescp-sync", 3.0),
+        Goal("storescp-8", "1x8K", "storescp-sync", 2.0),
+    ),
+)
+COMPARISONS = (USUAL, WORKERS, TLS, DURABLE, WINDOW)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -235,7 +247,8 @@ def run(server: Server, workload: Workload, objects: int, *, keep: bool = False)
     """
     server.storage.warm(objects * workload.associations * workload.size)
     cpu = server.cpu_seconds()
-    outcome = loadgen.run(workload.load(server.place.port, objects, tls=server.peer.tls))
+    peer = server.peer
+    outcome = loadgen.run(workload.load(server.place.port, objects, tls=peer.tls, window=peer.window))
     cpu = server.cpu_seconds() - cpu
     response = summary(outcome.response_times)
     rate = outcome.per_second()

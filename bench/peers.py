@@ -50,7 +50,8 @@ class Peer:
     """A server as it is started for a measurement.
 
     ``command`` gives the command line, or raises PeerMissing. ``title`` is the name in tables and plots, which no
-    other one has. ``cpus`` are those it may run on, if not all. A peer that uses ``tls`` is sent to over it.
+    other one has. ``cpus`` are those it may run on, if not all. A peer that uses ``tls`` is sent to over it, one with a
+    ``window`` with so many C-STOREs outstanding on an association.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Peer:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     cpus: frozenset[int] = frozenset()
     tls: bool = False
+    window: int = 1
 
     def with_arguments(self, arguments: Sequence[str]) -> Peer:
         """The same server with more command line arguments."""
@@ -179,6 +181,8 @@ STORESCP = Peer("storescp", "storescp", _storescp("--sync", "never"))  # most ot
 PEERS = (
     STORESCP,
     Peer("storescp-sync", "storescp, synced", _storescp("--sync", "always")),
+    Peer("storescp-8", "storescp, synced, window 8", _storescp("--sync", "always"), window=8),
+    Peer("storescp-64", "storescp, synced, window 64", _storescp("--sync", "always"), window=64),
     Peer("dcmtk", "DCMTK", _dcmtk(), _NODELAY),
     Peer("dcmtk-128k", "DCMTK, 128 KiB PDUs", _dcmtk("-pdu", "131072"), _NODELAY),
     Peer("pynetdicom", "pynetdicom", _pynetdicom),
