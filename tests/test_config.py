@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.access import Callers
 from storescp.config import OPTIONS, Config, ConfigError, Duplicate, LogLevel, Sync, gathered, load
 from storescp.config_access import KEYS, AccessConfig
-from storescp.config_file import MAX_FILE_SIZE
+from storescp.config_file import LARGE, MAX_FILE_SIZE, composed
 from storescp.naming import Naming
 from storescp.presentation import COMPRESSED, UNCOMPRESSED, AcceptedClasses
 from storescp.sop_classes import MODALITY_GROUPS, STORAGE_SOP_CLASSES
@@ -407,6 +407,29 @@ class FileTests(_TestCase):
         ):
             message = self.yaml_fault(content)
             self.assertTrue(message.startswith(start), message)
+
+    def test_large_file(self) -> None:
+        """A large file means the same as a small one, and its mistakes are told in the same words."""
+        rule = "  CT{0}:\n    accept: [CT, SR] # {0}\n    called: \"A\\tB\"\n    user: 'x'\n"
+        content = "port: 1\ncallers: &a\n" + "".join(rule.format(number) for number in range(700))
+        self.assertGreater(len(content), LARGE)
+
+        def places(node: yaml.Node | None) -> list[tuple[object, ...]]:
+            assert node is not None
+            inner = (
+                [item for pair in node.value for item in pair] if isinstance(node, yaml.MappingNode) else []
+            )
+            inner += node.value if isinstance(node, yaml.SequenceNode) else []
+            found = [(node.tag, "" if inner else node.value, node.start_mark.line, type(node))]
+            return found + [place for item in inner for place in places(item)]
+
+        self.assertEqual(
+            places(composed(self.write(content))), places(yaml.compose(content, Loader=yaml.SafeLoader))
+        )
+        for wrong in ("\n\tx: 2", "\nport: [1", "\nport: *nobody"):
+            said = self.yaml_fault(content + wrong)
+            self.assertEqual(said.partition(": ")[2], self.yaml_fault("a: 1" + wrong).partition(": ")[2])
+            self.assertTrue(said.startswith(f":{content.count(chr(10)) + 2}: "), said)
 
     def test_unreadable_file(self) -> None:
         """A file that is missing, a directory or no possible name is one line that names it."""

@@ -151,4 +151,4 @@ class CodeTests(SynchronousTestCase):
             for _, node in code()
             if isinstance(node, ast.Attribute) and node.attr.endswith("Loader")
         }
-        self.assertEqual(loaders, {"SafeLoader"})
+        self.assertEqual(loaders, {"SafeLoader", "CSafeLoader"})
