@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 from storescp import dimse, pdu
 from storescp.dimse import Command, MessageReader
+from storescp.extended_negotiation import OperationsWindow
 from storescp.pdu import (
     AAbort,
     AAssociateAC,
@@ -24,6 +25,7 @@ from storescp.pdu import (
     Fragment,
     PDUReader,
     PresentationContext,
+    UserInformation,
     encode_p_data,
 )
 from storescp.sop_classes import VERIFICATION
@@ -192,15 +194,17 @@ class RawSCU:
         *,
         calling: str = "RAW",
         called: str = "STORESCP",
+        window: int = 1,
     ) -> AAssociateAC | AAssociateRJ | None:
-        """Ask for an association with one context a pair (SOP class, transfer syntax); the answer, or None when the
-        server has closed the connection instead.
+        """Ask for an association with one context a pair (SOP class, transfer syntax), and for more than one operation
+        at a time; the answer, or None when the server has closed the connection instead.
         """
         proposed = (
             PresentationContext(2 * number + 1, abstract, (transfer,))
             for number, (abstract, transfer) in enumerate(contexts)
         )
-        self.send(AAssociateRQ(called, calling, tuple(proposed)).encode())
+        user = UserInformation(other=(OperationsWindow(window, 1).item,) if window != 1 else ())
+        self.send(AAssociateRQ(called, calling, tuple(proposed), user).encode())
         answer = self.receive()
         assert answer is None or isinstance(answer, AAssociateAC | AAssociateRJ), answer
         if isinstance(answer, AAssociateAC):

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.store import JOURNAL_BYTES
 from tests.faults.injected import Strace
 from tests.faults.load import FaultServer
-from tests.raw_scu import RawSCU, instance, store
+from tests.raw_scu import RawSCU, instance, store, store_command
 from tests.server import Server, run, run_twistd, temporary_directory
 
 _CALLS = "trace=openat,pwrite64,pwritev2,pwritev,fdatasync,fsync,io_submit,io_getevents,link,linkat,sendto"
@@ -97,8 +97,10 @@ def _where(arguments: str) -> str:
 class OrderTests(SynchronousTestCase):
     """No C-STORE-RSP leaves before the syncs that it stands for."""
 
-    def trace(self, threads: int, each: int) -> _Disk:
-        """Associations at once, which send so many instances each, every third one a large one."""
+    def trace(self, threads: int, each: int, *, window: int = 1) -> _Disk:
+        """Associations at once, which send so many instances each, every third one a large one; all at a time if there
+        is a *window*.
+        """
         server = Server(self, "--sync", "always")
         # The first one makes directories, the journal and the log of the index.
         self.assertEqual(store(server.address, [("1.9", instance("1.9", pixels=bytes(JOURNAL_BYTES)))]), [0])
@@ -107,15 +109,20 @@ class OrderTests(SynchronousTestCase):
 
         def send(number: int) -> None:
             uids = [f"1.2.{number}.{count}" for count in range(each)]
-            statuses.extend(
-                store(
-                    server.address,
-                    [
-                        (uid, instance(uid, pixels=bytes(0 if n % 3 else JOURNAL_BYTES)))
-                        for n, uid in enumerate(uids)
-                    ],
-                )
-            )
+            instances = [
+                (uid, instance(uid, pixels=bytes(0 if n % 3 else JOURNAL_BYTES)))
+                for n, uid in enumerate(uids)
+            ]
+            if window == 1:
+                statuses.extend(store(server.address, instances))
+                return
+            with RawSCU(server.address) as scu:
+                scu.associate(window=window)
+                for message_id, (uid, data) in enumerate(instances, 1):
+                    scu.send_command(store_command(uid, message_id=message_id))
+                    scu.send_data_set(data)
+                statuses.extend(scu.status() for _ in instances)
+                scu.release()
 
         with Strace(server.process.pid, output, "-y", "-s", "8192", "-e", _CALLS, reactor=True) as strace:
             senders = [threading.Thread(target=send, args=(number,)) for number in range(threads)]
@@ -151,6 +158,11 @@ class OrderTests(SynchronousTestCase):
         """However instances share the syncs, none is answered before its own."""
         disk = self.trace(6, 6)
         self.assertEqual((disk.answers, disk.are_safe, disk.small, disk.large), (36, 36, 24, 12))
+
+    def test_window(self) -> None:
+        """Of instances that are outstanding on one association none is answered before its own syncs."""
+        disk = self.trace(1, 30, window=64)
+        self.assertEqual((disk.answers, disk.are_safe, disk.small, disk.large), (30, 30, 20, 10))
 
 
 class OperatorTests(SynchronousTestCase):

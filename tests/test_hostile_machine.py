@@ -104,6 +104,7 @@ class HostilePeers(RuleBasedStateMachine):
             min_rate=1000,
             progress_timeout=20,
             max_in_flight=64 * KIB,
+            async_window=3,
         )
         self.peers: list[Peer] = []
         self.numbers = iter(range(1, 60000))
@@ -126,11 +127,11 @@ class HostilePeers(RuleBasedStateMachine):
         """Somebody comes."""
         self.peers.append(Peer(self.world.connect()))
 
-    @rule()
-    def come_in(self) -> None:
-        """Somebody comes, and has an association if there is room."""
+    @rule(window=st.sampled_from((None, None, 0, 2)))
+    def come_in(self, window: int | None) -> None:
+        """Somebody comes, and has an association if there is room; some ask for several operations at a time."""
         self.peers.append(Peer(self.world.connect()))
-        self.peers[-1].conversation.say(a_associate_rq().encode())
+        self.peers[-1].conversation.say(a_associate_rq(window=window).encode())
 
     @precondition(lambda self: self.peers)
     @rule(which=st.integers(0, 7), what=st.sampled_from(SAYINGS), cut=st.integers(1, 5000))

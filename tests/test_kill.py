@@ -28,6 +28,11 @@ class KillTests(SynchronousTestCase):
         """Several processes at once."""
         killed(self, 6, rounds=2, workers=2)
 
+    def test_window(self) -> None:
+        """Many instances outstanding: those whose answers are lost get through when they are sent again."""
+        tally = killed(self, 7, rounds=2, window=16, instances=30)
+        self.assertGreater(tally.instances_acknowledged, 300)
+
     def test_at_calls(self) -> None:
         """At some system calls of the way from the network to the disk and back; ``make torture`` takes them all."""
         killed_at_calls(self, 4, limit=3)

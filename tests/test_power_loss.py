@@ -20,8 +20,8 @@ class PowerLossTests(SynchronousTestCase):
         self.assertGreater(tally.instances_checked, 300)
 
     def test_ext4_without_journal(self) -> None:
-        """A file system that keeps no order but the one it is asked for."""
-        power_cuts(self, 2, kind="ext4 without journal", cuts=20, naming="date", index=False)
+        """A file system that keeps no order but the one it is asked for, and many instances outstanding."""
+        power_cuts(self, 2, kind="ext4 without journal", cuts=20, naming="date", index=False, window=8)
 
     def test_xfs(self) -> None:
         """Another way of writing metadata."""

@@ -41,6 +41,7 @@ def _kill(case: SynchronousTestCase, seed: int, source: random.Random) -> Tally:
         sync=source.choice(["always", "never"]),
         index=source.random() < 0.7,
         workers=source.choice([1, 2, 3]),
+        window=source.choice([1, 4, 64]),
     )
 
 
@@ -56,6 +57,7 @@ def _power(case: SynchronousTestCase, seed: int, source: random.Random) -> Tally
         instances=source.randrange(4, 20),
         index=source.random() < 0.5,
         kills=source.choice([0, 0, 1, 3]),
+        window=source.choice([1, 4, 64]),
     )
 
 

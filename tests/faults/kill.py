@@ -37,8 +37,9 @@ def killed(
     index: bool = True,
     instances: int = 12,
     workers: int = 1,
+    window: int = 1,
 ) -> Tally:
-    """*rounds* times SIGKILL while eight associations send, each about *instances* more a round.
+    """*rounds* times SIGKILL while eight associations send, each about *instances* more a round, *window* at a time.
 
     Right after the death, and again after the next start, everything acknowledged is whole, and nothing is visible
     that is not; after the start nothing unfinished is left and the index agrees with the files. In the end what
@@ -51,7 +52,7 @@ def killed(
     if not index:
         options.append("--no-index")
     ledger = Ledger(duplicate, naming)
-    load = Load(ledger, [[] for _ in range(ASSOCIATIONS)])
+    load = Load(ledger, [[] for _ in range(ASSOCIATIONS)], window)
     tally = Tally()
     for number in range(rounds + 1):
         if number and source.random() < 0.3:

@@ -19,14 +19,15 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp.pdu import AAssociateAC, AAssociateRQ, AReleaseRQ, PresentationContext
-from tests.raw_scu import CT, EXPLICIT, EXPLICIT_CONTEXT, RawSCU, element, p_data, store_command
+from storescp.dimse import MESSAGE_ID_BEING_RESPONDED_TO, STATUS, Command
+from storescp.pdu import AAssociateAC, AReleaseRQ
+from tests.raw_scu import CT, EXPLICIT, RawSCU, element, p_data, store_command
 from tests.server import DEADLINE, Server, data_set_offset, file_meta_elements, links
 
 SUCCESS, DUPLICATE, OUT_OF_RESOURCES = 0x0000, 0x0111, 0xA700
@@ -207,14 +208,15 @@ class Ledger:
 
 
 class Load:
-    """Associations that send *plans*, one a plan, each instance until it is answered.
+    """Associations that send *plans*, one a plan, each instance until it is answered, *window* of them at a time.
 
     Of a connection that ends, what was not answered is sent again by the next :meth:`run`. ``on_bytes`` is told
     from the sending threads of all bytes sent so far.
     """
 
-    def __init__(self, ledger: Ledger, plans: Iterable[Sequence[Item]]) -> None:
+    def __init__(self, ledger: Ledger, plans: Iterable[Sequence[Item]], window: int = 1) -> None:
         self.ledger = ledger
+        self.window = window
         self.todo = [deque(plan) for plan in plans]
         self.statuses: dict[int, int] = {}
         self.sent = 0
@@ -246,35 +248,47 @@ class Load:
 
     def _send(self, todo: deque[Item], scu: RawSCU, title: str, on_bytes: Callable[[int], object]) -> None:
         with scu:
-            scu.send(
-                AAssociateRQ(
-                    "STORESCP", title, (PresentationContext(EXPLICIT_CONTEXT, CT, (EXPLICIT,)),)
-                ).encode()
-            )
-            if not isinstance(scu.receive(), AAssociateAC):
+            answer = scu.associate(((CT, EXPLICIT),), calling=title, window=self.window)
+            if not isinstance(answer, AAssociateAC):
                 return
+            waiting, outstanding, message_id = deque(todo), dict[int, tuple[Item, bytes]](), 0
             while todo:
-                item = todo[0]
-                content = item.data_set
-                scu.send_command(store_command(item.uid))
-                for start in range(0, len(content), PIECE):
-                    last = start + PIECE >= len(content)
-                    if last:
-                        self.ledger.sending(item, content)
-                    scu.send(p_data(EXPLICIT_CONTEXT, False, last, content[start : start + PIECE]))
-                    with self._lock:
-                        self.sent += PIECE
-                        sent = self.sent
-                    on_bytes(sent)
-                status = scu.status()
-                if not isinstance(status, int):
+                if waiting and len(outstanding) < self.window and not _has(outstanding, waiting[0].uid):
+                    item, message_id = waiting.popleft(), message_id + 1
+                    content = item.data_set
+                    outstanding[message_id] = item, content
+                    self._send_item(scu, item, content, message_id, on_bytes)
+                    continue
+                response = scu.receive()
+                if not isinstance(response, Command):
                     return
+                item, content = outstanding.pop(response.integer(MESSAGE_ID_BEING_RESPONDED_TO))
+                status = response.integer(STATUS)
                 self.ledger.answered(item, content, status)
                 with self._lock:
                     self.statuses[status] = self.statuses.get(status, 0) + 1
-                todo.popleft()
+                todo.remove(item)
             scu.send(AReleaseRQ().encode())
             scu.receive()
+
+    def _send_item(
+        self, scu: RawSCU, item: Item, content: bytes, message_id: int, on_bytes: Callable[[int], object]
+    ) -> None:
+        scu.send_command(store_command(item.uid, message_id=message_id), 1)
+        for start in range(0, len(content), PIECE):
+            last = start + PIECE >= len(content)
+            if last:
+                self.ledger.sending(item, content)
+            scu.send(p_data(1, False, last, content[start : start + PIECE]))
+            with self._lock:
+                self.sent += PIECE
+                sent = self.sent
+            on_bytes(sent)
+
+
+def _has(outstanding: Mapping[int, tuple[Item, bytes]], uid: str) -> bool:
+    """Whether a version of the instance is outstanding: the ledger knows of one at a time."""
+    return any(item.uid == uid for item, _ in outstanding.values())
 
 
 def plans(

@@ -158,8 +158,10 @@ def power_cuts(
     instances: int = 10,
     index: bool = True,
     kills: int = 0,
+    window: int = 1,
 ) -> Tally:
-    """Record a load of four associations on a file system of *kind*, then look at *cuts* moments, in four ways each.
+    """Record a load of four associations, of *window* instances at a time, on a file system of *kind*, then look at
+    *cuts* moments, in four ways each.
 
     Without an *index*, whose syncs may do for more than itself, the files have but their own. The server is killed
     *kills* times meanwhile: what it had named and not synced, the next one must not take for stored. In *starts* of
@@ -170,9 +172,8 @@ def power_cuts(
     disk = RecordedDisk(case, home, kind)
     options = ["--naming", naming, "--duplicate", duplicate, *([] if index else ["--no-index"])]
     ledger = Ledger(duplicate, naming, disk.count)
-    load = Load(
-        ledger, plans(source, associations=4, instances=instances, prefix=str(seed), largest=512 * 1024)
-    )
+    sent = plans(source, associations=4, instances=instances, prefix=str(seed), largest=512 * 1024)
+    load = Load(ledger, sent, window)
     volume = sum(item.size for todo in load.todo for item in todo)
     for limit in [*sorted(source.randrange(volume) for _ in range(kills)), None]:
         with FaultServer(case, disk.directory / "received", "--sync", sync, *options) as server:
