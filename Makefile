@@ -6,7 +6,7 @@
 # make attack  stores beside a crowd of hostile connections, and says what it costs
 # make fuzz   looks for bytes that break a decoder or a conversation, for as long as ARGS="--seconds 600" says
 # make bench-plots  draws what make bench ARGS="--json docs/NAME.json" left in docs/, as SVG
-# make reference  writes what in docs/ is made of the code: options.rst, and the lists of conformance.rst
+# make reference  writes what in docs/ is made of the code: options.rst, metrics.rst, and the lists of conformance.rst
 # make clean  removes what the above made, except the images received
 #
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise the first of 3.11 or newer is taken.
@@ -35,6 +35,7 @@ reference:
 	@tools/prepare venv test $(PYTHON)
 	PYTHONPATH=. $(BIN)/python tools/options_reference.py > docs/options.rst
 	$(BIN)/python tools/conformance.py
+	PYTHONPATH=. $(BIN)/python tools/metrics_reference.py > docs/metrics.rst
 
 bench:
 	@tools/prepare peers bench

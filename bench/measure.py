@@ -138,6 +138,17 @@ TLS = Comparison(
     # What it costs.
     goals=(Goal("storescp-tls", "8x512K", "storescp", 0.5),),
 )
+OBSERVED = Comparison(
+    "observed",
+    "with metrics, and without",
+    ("storescp-observed", "storescp"),
+    _some("1x8K", "8x8K", "8x512K"),
+    storages=("tmpfs",),
+    # What it costs.
+    goals=tuple(
+        Goal("storescp-observed", workload, "storescp", 0.9) for workload in ("1x8K", "8x8K", "8x512K")
+    ),
+)
 DURABLE = Comparison(
     "durable",
     "Success means that the object is on the disk, but with the last server",
@@ -166,7 +177,7 @@ WINDOW = Comparison(
         Goal("storescp-8", "1x8K", "storescp-sync", 2.0),
     ),
 )
-COMPARISONS = (USUAL, WORKERS, TLS, DURABLE, WINDOW)
+COMPARISONS = (USUAL, WORKERS, TLS, OBSERVED, DURABLE, WINDOW)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -127,6 +127,12 @@ def _storescp_tls(place: Place) -> list[str]:
     return _storescp("--sync", "never", *tls, listen="tls")(place)
 
 
+def _observed(place: Place) -> list[str]:
+    if importlib.util.find_spec("prometheus_client") is None:
+        raise PeerMissing(f"prometheus_client is missing: pip install it into {sys.prefix}")
+    return _storescp("--sync", "never", "--http", "tcp:0:interface=127.0.0.1")(place)
+
+
 def _dcmtk_tls(place: Place) -> list[str]:
     return _dcmtk("+tls", *_certificate(place), "-ic")(place)
 
@@ -193,6 +199,7 @@ PEERS = (
     Peer("dcmtk-fork", "DCMTK --fork", _dcmtk("--fork"), _NODELAY),
     Peer("storescp-tls", "storescp, TLS", _storescp_tls, tls=True),
     Peer("dcmtk-tls", "DCMTK, TLS", _dcmtk_tls, _NODELAY, tls=True),
+    Peer("storescp-observed", "storescp, observed", _observed),
     # Measured by the sweeps, or when asked for by name.
     Peer("storescp-flat", "storescp, flat", _storescp("--sync", "never", "--naming", "flat")),
     Peer("dcmtk-nagle", "DCMTK, Nagle", _dcmtk()),

@@ -112,6 +112,10 @@ class Access:
             caller.number: _policy(policy, caller) for caller in (callers.default, *callers.known)
         }
 
+    def is_known(self, title: str) -> bool:
+        """Whether a calling AE title has a rule of its own."""
+        return title in self._titles
+
     def caller(self, title: str) -> Caller | None:
         """The rule for a calling AE title: its own, else that of the longest pattern, else the default if allowed."""
         caller = self._titles.get(title)

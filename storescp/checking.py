@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 
@@ -19,6 +20,13 @@ def mistakes_of(config: Config, warnings: list[str]) -> Iterator[str]:
             endpoint_of(text, reactor)
         except CannotStart as error:
             yield str(error)
+    if config.http is not None:
+        try:
+            endpoint_of(config.http, reactor, "--http")
+        except CannotStart as error:
+            yield str(error)
+        if importlib.util.find_spec("prometheus_client") is None:
+            yield "http: expected the packages that pip install 'storescp[web]' brings, got none"
     try:
         authenticator(config)
     except ConfigError as error:

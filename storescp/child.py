@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 #: Messages that are taken in one turn.
 MESSAGES = 64
 
+#: Seconds between two reports of our load.
+BEAT = 1.0
+
 #: Seconds for which connections are collected that one message acknowledges. So much later a peer may see one cut.
 ACKNOWLEDGE_AFTER = 0.01
 
@@ -60,8 +63,13 @@ class Child:
         slot = counts.slots[number]
         self._occupancy = SharedOccupancy(counts, number, config.max_assoc, config.max_pending, self._tell)
         self._departures = Departures(slot)
-        self._receiver = Receiver(config, reactor, slot.statistics, self._occupancy, self._departures)
+        recorder = counts.measurements.recorder(number) if config.http is not None else None
+        self._receiver = Receiver(
+            config, reactor, slot.statistics, self._occupancy, self._departures, recorder
+        )
         self._receiver.start(number)
+        self._slot = slot
+        self._beat()
         self._tls: TLS | None = None
         self._secure: IProtocolFactory = self._receiver.factory
         if config.tls is not None:
@@ -173,6 +181,10 @@ class Child:
     def _tell(self) -> None:
         # No room for it: then there is such a message already that the parent has not read.
         self._channel.send(Kind.COUNTED)
+
+    def _beat(self) -> None:
+        self._slot.report(self._receiver.loads[0])
+        self._reactor.callLater(BEAT, self._beat)
 
     def _stop(self) -> None:
         if not self._stopping:

@@ -81,8 +81,16 @@ class Committer:
         self._journal_turn = threading.Lock()
         self._index_turn = threading.Lock()
         self._in_doubt = False  # what was to be flushed
+        #: What is entered while a group of files reaches the disk, and while its rows are committed.
+        self.syncing: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self.indexing: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if directory.sync:
             journal.settle = self._settle
+
+    @property
+    def unsettled(self) -> int:
+        """Files that the journal answers for."""
+        return self._journal.unsettled
 
     def checkpoint(self) -> None:
         """Bring to the disk what only the journal has there, so that it can forget it.
@@ -137,7 +145,7 @@ class Committer:
                 moved = [file.path for file in named if not file.content and _named(file).name is None]
                 self._directory.sync_directories(moved)
                 if self._index is not None:
-                    with self._index_turn:
+                    with self._index_turn, self.indexing:
                         self._index.add([file.row() for file in named])
         except Exception as error:  # noqa: BLE001 - whatever it is becomes the status of all
             for file in files:
@@ -160,11 +168,12 @@ class Committer:
         large = [file for file in new if not file.content] if self._directory.sync else []
         if new:
             try:
-                failures = self._journal.begin(
-                    [self._beginning(file) for file in new],
-                    [_named(file).descriptor for file in large],
-                    [self._directory.hidden_descriptor] if large else [],
-                )
+                with self.syncing:
+                    failures = self._journal.begin(
+                        [self._beginning(file) for file in new],
+                        [_named(file).descriptor for file in large],
+                        [self._directory.hidden_descriptor] if large else [],
+                    )
             except Exception as error:  # noqa: BLE001 - whatever it is becomes the status of these
                 for file in new:
                     file.error = error

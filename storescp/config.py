@@ -19,6 +19,7 @@ from storescp.config_file import ConfigError
 from storescp.config_limits import LIMIT_OPTIONS
 from storescp.config_negotiation import ASYNC_WINDOW, NEGOTIATION_OPTIONS, PREFER_FOR
 from storescp.config_tls import TLS_OPTIONS, read_tls
+from storescp.config_web import HTTP, WEB_OPTIONS
 from storescp.naming import Duplicate, Naming
 from storescp.option_values import (
     Option,
@@ -118,6 +119,8 @@ class Config:
     progress_timeout: float
     check_called_ae: bool
     access: AccessConfig
+    http: str | None
+    """Twisted endpoint string; None for no metrics and no page."""
     log_patient_data: bool
     log_level: LogLevel
 
@@ -241,6 +244,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     *LIMIT_OPTIONS,
     _CHECK_CALLED_AE,
     *ACCESS_OPTIONS,
+    *WEB_OPTIONS,
     _LOG_PATIENT_DATA,
     _LOG_LEVEL,
 )
@@ -322,6 +326,7 @@ def configured(settings: Settings) -> Config:
         progress_timeout=value(limits.PROGRESS_TIMEOUT),
         check_called_ae=value(_CHECK_CALLED_AE),
         access=read_access(value, place, settings.file, settings.sections.get("callers")),
+        http=value(HTTP),
         log_patient_data=value(_LOG_PATIENT_DATA),
         log_level=value(_LOG_LEVEL),
     )

@@ -18,6 +18,7 @@ from storescp.access import Access, Caller, Callers, Refused
 from storescp.interfaces import IAssociationUser, IAuthenticator
 from storescp.limits import Admission, InFlight, Limits
 from storescp.logs import Repeated
+from storescp.measurements import OTHER, Recorder
 from storescp.negotiation import LOCAL_LIMIT_EXCEEDED, REJECT_REASONS, Policy
 from storescp.statistics import Occupancy, Statistics
 
@@ -29,6 +30,7 @@ class Connection(Protocol):
     host: str
     """The peer's IP address; empty where there is none."""
     caller: Caller
+    calling_ae_title: str
 
     @property
     def is_connected(self) -> bool: ...
@@ -49,7 +51,8 @@ class Connections(Factory, Generic[P]):
 
     ``user_factory`` makes the services for an association that was accepted; ``occupancy`` counts associations
     over several processes, if there are, and ``admission`` connections. ``access`` judges requests, by default by
-    the policy alone; ``authenticator`` checks users, if they are to be.
+    the policy alone; ``authenticator`` checks users, if they are to be. ``recorder`` counts by calling AE title, where
+    somebody wants to know.
     """
 
     noisy = False
@@ -69,6 +72,7 @@ class Connections(Factory, Generic[P]):
         self.policy = policy
         self.access = access if access is not None else Access(Callers(), policy)
         self.authenticator: IAuthenticator | None = None
+        self.recorder: Recorder | None = None
         self.limits = limits
         self.user_factory = user_factory
         self.clock = clock
@@ -123,8 +127,31 @@ class Connections(Factory, Generic[P]):
             self._admitted.add(connection)
             self._wait(connection)
 
+    def rejected(self, title: str, counter: str) -> None:
+        """An association that the calling AE *title* wanted; *counter* is what counts it."""
+        self.statistics.count_rejection(counter)
+        if self.recorder is not None:
+            reason = counter.removeprefix("rejected_") or OTHER
+            self.recorder.rejected(title, reason, is_known=self.access.is_known(title))
+
+    def released(self, connection: P) -> None:
+        self.statistics.released += 1
+        self._record_end(connection, "released")
+
+    def aborted(self, connection: P) -> None:
+        self.statistics.aborted += 1
+        self._record_end(connection, "aborted")
+
+    def _record_end(self, connection: P, how: str) -> None:
+        title = connection.calling_ae_title
+        if self.recorder is not None:
+            self.recorder.ended(title, how, is_known=self.access.is_known(title))
+
     def associated(self, connection: P) -> None:
         self.statistics.associations += 1
+        if self.recorder is not None:
+            title = connection.calling_ae_title
+            self.recorder.accepted(title, is_known=self.access.is_known(title))
         self.associations.add(connection)
         self._forget(connection)
 

@@ -96,6 +96,12 @@ class Journal:
         self._take_ends()
         return list(self._open)
 
+    @property
+    def unsettled(self) -> int:
+        """How many files this answers for: nothing else has them on the disk, or their names."""
+        both = (self._unsettled, self._old)
+        return sum(len(one.contents) + len(one.synced) for one in both if one is not None)
+
     def begin(
         self,
         beginnings: Sequence[Beginning],

@@ -360,7 +360,7 @@ class AssociationProtocol(Protocol):
         _info(self, text, event)
 
     def _refuse(self, request: AAssociateRQ, refused: Refused) -> None:
-        self.parent.statistics.count_rejection(refused.counter)
+        self.parent.rejected(request.calling_ae_title, refused.counter)
         self._upper_layer.reject(refused.answer)
         self.parent.repeated.warn(
             f"{refused.why} {self.host}",
@@ -398,7 +398,7 @@ class AssociationProtocol(Protocol):
     def _release(self) -> None:
         self._releasing = False
         self._upper_layer.release_response()
-        self.parent.statistics.released += 1
+        self.parent.released(self)
         _info(
             self,
             "association released: {calling} at {address} after {seconds:.3f} s",
@@ -426,7 +426,7 @@ class AssociationProtocol(Protocol):
         self._flush()
 
     def _log_abort(self, why: str, source: int, reason: int) -> None:
-        self.parent.statistics.aborted += 1
+        self.parent.aborted(self)
         self.log.warn(
             "association aborted: {calling} at {address}: {why} (source {source}, reason {reason})",
             calling=self.calling_ae_title,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from typing import Any
 
@@ -16,19 +17,20 @@ from storescp.authentication import Authenticator
 from storescp.config import Config, ConfigError
 from storescp.index import IndexUnavailable
 from storescp.limits import Admission, Limits
+from storescp.measurements import Duration, Measurements, Recorder
 from storescp.negotiation import Policy
 from storescp.protocol import AssociationFactory, AssociationProtocol
 from storescp.scp import StorageSCP
 from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION
 from storescp.space import FreeSpace
-from storescp.statistics import Occupancy, Statistics
+from storescp.statistics import Load, Occupancy, Statistics
 from storescp.store import InstanceStore
 
 
 class Receiver:
     """The associations that connections made by ``factory`` bring, and the archive behind them.
 
-    *statistics*, *occupancy* and *admission* may be those of one process of several.
+    *statistics*, *occupancy*, *admission* and *recorder* may be those of one process of several.
     """
 
     log = Logger()
@@ -40,8 +42,15 @@ class Receiver:
         statistics: Statistics | None = None,
         occupancy: Occupancy | None = None,
         admission: Admission | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.config = config
+        self.restarts = 0  # of workers, which there are none
+        self.measurements: Measurements | None = None  # where they are not those of several processes
+        if config.http is not None and recorder is None:
+            self.measurements = Measurements.of_one_process()
+            recorder = self.measurements.recorder()
+        self._recorder = recorder
         self.statistics = statistics if statistics is not None else Statistics()
         policy = _policy(config)
         self.factory = AssociationFactory(
@@ -54,6 +63,7 @@ class Receiver:
             _access(config, policy),
             admission,
         )
+        self.factory.recorder = self._recorder
         self._reactor = reactor
         self._archive: Archive | None = None
         self._store: InstanceStore | None = None
@@ -62,6 +72,27 @@ class Receiver:
     def associations(self) -> int:
         """Associations at this moment."""
         return len(self.factory.associations)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether somebody serves associations."""
+        return self._store is not None
+
+    @property
+    def loads(self) -> dict[int, Load]:
+        """By the number of the process, of which there is one."""
+        factory, store, archive = self.factory, self._store, self._archive
+        return {
+            0: Load(
+                time.monotonic(),
+                len(factory.associations),
+                len(factory.pending),
+                factory.in_flight.total,
+                store.worker.outstanding if store is not None else 0,
+                store.worker.batches if store is not None else 0,
+                archive.committer.unsettled if archive is not None else 0,
+            )
+        }
 
     def start(self, worker: int | None = None) -> None:
         """Open the archive: as the server, or as its *worker* of this number. Raises CannotOpen."""
@@ -72,6 +103,9 @@ class Receiver:
             raise CannotOpen(str(error)) from None
         self._archive = archive = Archive(config, worker)
         report(self.log, archive)
+        if self._recorder is not None:
+            archive.committer.syncing = self._recorder.stopwatch(Duration.SYNC)
+            archive.committer.indexing = self._recorder.stopwatch(Duration.INDEX)
         self._store = InstanceStore(
             self._reactor,
             self._reactor,
@@ -114,6 +148,7 @@ class Receiver:
 
     def _make_user(self, association: AssociationProtocol) -> StorageSCP:
         assert self._store is not None
+        recorder, title = self._recorder, association.calling_ae_title
         return StorageSCP(
             association,
             self._store,
@@ -121,6 +156,9 @@ class Receiver:
             log_patient_data=self.config.log_patient_data,
             max_object_size=self.config.max_object_size,
             duplicate=self.config.duplicate,
+            recorder=recorder.sender(title, is_known=self.factory.access.is_known(title))
+            if recorder is not None
+            else None,
         )
 
     def _space_found(self, enough: bool, free: int) -> None:

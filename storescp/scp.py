@@ -23,6 +23,7 @@ from storescp.interfaces import (
     Outcome,
 )
 from storescp.logs import info_emitter
+from storescp.measurements import Sender
 from storescp.naming import Duplicate
 from storescp.pdu import Fragment
 from storescp.sop_classes import VERIFICATION
@@ -48,6 +49,7 @@ class StorageSCP:
         log_patient_data: bool = False,
         max_object_size: int = 0,
         duplicate: Duplicate | None = None,
+        recorder: Sender | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._association = association
@@ -56,6 +58,7 @@ class StorageSCP:
         self._log_patient_data = log_patient_data
         self._max_object_size = max_object_size
         self._duplicate = association.caller.duplicate or duplicate
+        self._recorder = recorder
         self._size = 0  # of the data set that is arriving, as far as there is a limit
         self._monotonic = monotonic
         self._messages = MessageReader()
@@ -205,21 +208,27 @@ class StorageSCP:
             self._refuse(request, *self._refusal)
             return
         self._outstanding += 1
-        context_id, command, _ = request
+        context_id, command, began = request
         send = self._association.send_from_thread
         invoked = self._invoked
+        timing = None if self._recorder is None else Timing(self._monotonic, began, self._recorder)
 
         def answer(status: Status, comment: str) -> bool:
             if invoked is not None:
                 invoked.discard(command.message_id)  # first: who has the answer may use it again
-            return send(context_id, encode_response(command, status, comment))
+            is_sent = send(context_id, encode_response(command, status, comment))
+            if timing is not None:
+                timing.answered()
+            return is_sent
 
-        incoming.finish(answer).addCallback(self._stored, request)
+        incoming.finish(answer).addCallback(self._stored, request, timing)
 
     def _refuse(self, request: tuple[int, Command, float], status: Status, comment: str) -> None:
         context_id, command, _ = request
         if command.command_field == dimse.C_STORE_RQ:
             self._statistics.instances_failed += 1
+            if self._recorder is not None:
+                self._recorder.answered(None, status, 0, 0.0)
             self.log.warn(
                 "C-STORE from {calling} refused: {status:04X}H {comment}",
                 calling=self._association.calling_ae_title,
@@ -228,7 +237,9 @@ class StorageSCP:
             )
         self._respond(context_id, command, status, comment)
 
-    def _stored(self, outcome: Outcome, request: tuple[int, Command, float]) -> None:
+    def _stored(
+        self, outcome: Outcome, request: tuple[int, Command, float], timing: Timing | None = None
+    ) -> None:
         self._outstanding -= 1
         context_id, command, began = request
         if self._invoked is not None:
@@ -244,6 +255,8 @@ class StorageSCP:
             self._association.sent_from_thread()
         else:
             self._send(context_id, command, outcome.status, outcome.comment)
+        if timing is not None:
+            timing.record(outcome)
         if not outcome.is_open:
             self._certain -= 1
         elif self._association.can_send and not (self._late and command.message_id in self._late):
@@ -306,3 +319,27 @@ class StorageSCP:
 
 
 _info = info_emitter(StorageSCP)
+
+
+class Timing:
+    """How long the answer to an instance takes that is there now, and *began* to come then."""
+
+    __slots__ = ("_complete", "_monotonic", "_recorder", "_until")
+
+    def __init__(self, monotonic: Callable[[], float], began: float, recorder: Sender) -> None:
+        self._monotonic = monotonic
+        self._recorder = recorder
+        self._complete = self._until = monotonic()
+        recorder.received(self._complete - began)
+
+    def answered(self) -> None:
+        """At this moment. Any thread may."""
+        self._until = self._monotonic()
+
+    def record(self, outcome: Outcome) -> None:
+        """It is, by that thread or by now."""
+        if not outcome.is_answered:
+            self.answered()
+        head = outcome.head
+        modality = head.raw.get(tags.MODALITY) if head is not None else None
+        self._recorder.answered(modality, outcome.status, outcome.size, self._until - self._complete)

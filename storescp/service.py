@@ -32,6 +32,7 @@ from storescp.archive import CannotOpen
 from storescp.config import Config, ConfigError
 from storescp.config import LogLevel as Level
 from storescp.logs import LineObserver, log_again
+from storescp.readiness import Phase, Readiness
 from storescp.receiver import Receiver, authenticator
 from storescp.reloading import Reloading
 from storescp.supervisor import Supervisor
@@ -80,6 +81,19 @@ class StoreSCPService(Service):
             self._tls = TLS(config.tls)
             if isinstance(self._crew, Receiver):
                 self._secure_factory = SecureFactory(self._tls, self._crew.factory, reactor)
+        self.readiness = Readiness(self._crew)
+        self._web: IStreamServerEndpoint | None = None
+        self._web_factory: IProtocolFactory | None = None
+        self._web_port: IListeningPort | None = None
+        if config.http is not None:
+            self._web = endpoint_of(config.http, reactor, "--http")
+            try:
+                from storescp.web import site
+            except ImportError as error:
+                raise CannotStart(
+                    f"--http: expected the packages that pip install 'storescp[web]' brings, got: {error}"
+                ) from None
+            self._web_factory = site(self._crew, self.readiness, reactor)
         self._began = 0.0
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
@@ -93,17 +107,12 @@ class StoreSCPService(Service):
     def privilegedStartService(self) -> None:
         super().privilegedStartService()  # type: ignore[no-untyped-call]
         self._load_credentials()
-        failures: list[Failure] = []
-        ports: list[IListeningPort] = []
         for text, endpoint in self._endpoints:
             secure = is_secure(text)
             factory = self._secure_factory if secure else self._factory
-            endpoint.listen(factory).addCallbacks(ports.append, failures.append)
-            self._ports += [(port, secure) for port in ports[len(self._ports) :]]
-            if failures:
-                error = failures[0].value
-                reason = error.socketError if isinstance(error, CannotListenError) else error
-                raise CannotStart(f"cannot listen on {text}: {reason}")
+            self._ports.append((_listen(text, endpoint, factory), secure))
+        if self._web is not None and self._web_factory is not None:
+            self._web_port = _listen(str(self.config.http), self._web, self._web_factory)
 
     def startService(self) -> None:
         if not self._ports:
@@ -209,6 +218,7 @@ class StoreSCPService(Service):
             self.log_observer.relay(lines)
 
     def _banner(self) -> None:
+        self.readiness.phase = Phase.RUNNING
         config = self.config
         self.log.info(
             "storescp {version}: AE title {ae_title}, {called} called titles; storing {count} SOP classes"
@@ -264,6 +274,8 @@ class StoreSCPService(Service):
             )
         for port, secure in self._ports:
             self.log.info("listening on {address}", address=_address(port) + ", TLS" * secure)
+        if self._web_port is not None:
+            self.log.info("metrics and page on {address}", address=_address(self._web_port))
 
     # -- stop --
 
@@ -271,11 +283,14 @@ class StoreSCPService(Service):
     def stopService(self) -> Generator[Deferred[Any], object, None]:
         """Stop listening, let associations end, drain the writes, close the index: in that order."""
         super().stopService()  # type: ignore[no-untyped-call]
+        self.readiness.phase = Phase.STOPPING
         self.log.info("stopping: {count} associations open", count=self._crew.associations)
         ports, self._ports = self._ports, []
         yield gatherResults([maybeDeferred(port.stopListening) for port, _ in ports])
         yield self._crew.stop()
         self._farewell()
+        if self._web_port is not None:  # until now: it tells why nothing is taken
+            yield maybeDeferred(self._web_port.stopListening)
 
     def _farewell(self) -> None:
         statistics = self._crew.statistics
@@ -327,12 +342,24 @@ class StoreSCPService(Service):
             self._crew.hurry()
 
 
-def endpoint_of(text: str, reactor: object) -> IStreamServerEndpoint:
+def _listen(text: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> IListeningPort:
+    """Listen on the *endpoint* that *text* says. Raises CannotStart."""
+    failures: list[Failure] = []
+    ports: list[IListeningPort] = []
+    endpoint.listen(factory).addCallbacks(ports.append, failures.append)
+    if failures:
+        error = failures[0].value
+        reason = error.socketError if isinstance(error, CannotListenError) else error
+        raise CannotStart(f"cannot listen on {text}: {reason}")
+    return ports[0]
+
+
+def endpoint_of(text: str, reactor: object, option: str = "--listen") -> IStreamServerEndpoint:
     """The endpoint that a string describes. Raises CannotStart."""
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, beneath(text))
     except Exception as error:  # noqa: BLE001 - plugins of Twisted read it, and raise anything
-        raise CannotStart(f"--listen: expected a Twisted endpoint, got {text!r}: {error}") from None
+        raise CannotStart(f"{option}: expected a Twisted endpoint, got {text!r}: {error}") from None
     return endpoint
 
 

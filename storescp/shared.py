@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 
 from storescp.access import MAX_CALLERS
 from storescp.limits import Admission, network_of
-from storescp.statistics import Occupancy, Statistics
+from storescp.measurements import Measurements, size_of
+from storescp.statistics import Load, Occupancy, Statistics
 
 _NAMES = tuple(field.name for field in dataclasses.fields(Statistics))
 
@@ -39,6 +40,7 @@ class Slot(ctypes.Structure):
     worker writes how many it has ``taken``, how many of the ``handed`` ones wait for an association no longer
     (``settled``), and how many ``associations`` there are at this moment, ``of_callers`` those of the callers that
     have a maximum of their own; ``closed`` has, by the number of an address, how many of its connections have ended.
+    The rest is of its Load, from time to time.
     """
 
     statistics: SharedStatistics
@@ -46,11 +48,18 @@ class Slot(ctypes.Structure):
     taken: int
     settled: int
     associations: int
+    in_flight: int
+    jobs: int
+    batches: int
+    unsettled: int
+    beat: float
     of_callers: ctypes.Array[ctypes.c_int64]
     closed: ctypes.Array[ctypes.c_int64]
     _fields_ = [
         ("statistics", SharedStatistics),
         *((name, ctypes.c_int64) for name in ("handed", "taken", "settled", "associations")),
+        *((name, ctypes.c_int64) for name in ("in_flight", "jobs", "batches", "unsettled")),
+        ("beat", ctypes.c_double),
         ("of_callers", ctypes.c_int64 * (MAX_CALLERS + 1)),
         ("closed", ctypes.c_int64 * ADDRESSES),
     ]
@@ -63,14 +72,33 @@ class Slot(ctypes.Structure):
         """
         return self.handed - self.settled
 
+    @property
+    def load(self) -> Load:
+        """Of the worker."""
+        return Load(
+            self.beat,
+            self.associations,
+            self.waiting,
+            self.in_flight,
+            self.jobs,
+            self.batches,
+            self.unsettled,
+        )
+
+    def report(self, load: Load) -> None:
+        """The worker's load, but for what it counts here anyway."""
+        self.in_flight, self.jobs, self.batches = load.in_flight, load.jobs, load.batches
+        self.unsettled, self.beat = load.unsettled, load.beat
+
     def clear(self) -> None:
         """The worker has ended, and its connections with it."""
         self.handed = self.taken = self.settled = self.associations = 0
+        self.report(Load(0.0, 0, 0, 0, 0, 0, 0))
         ctypes.memset(self.of_callers, 0, ctypes.sizeof(self.of_callers))
 
 
 def _size(workers: int) -> int:
-    return workers * ctypes.sizeof(Slot) + ctypes.sizeof(ctypes.c_bool)
+    return workers * ctypes.sizeof(Slot) + size_of(workers) + ctypes.sizeof(ctypes.c_bool)
 
 
 class SharedCounts:
@@ -85,7 +113,10 @@ class SharedCounts:
         self.slots = [
             Slot.from_buffer(self._memory, number * ctypes.sizeof(Slot)) for number in range(workers)
         ]
-        self.low_space = ctypes.c_bool.from_buffer(self._memory, workers * ctypes.sizeof(Slot))
+        rest = workers * ctypes.sizeof(Slot)
+        # Memory that nobody counts in is none.
+        self.measurements = Measurements(memoryview(self._memory)[rest:], workers, self.lock)
+        self.low_space = ctypes.c_bool.from_buffer(self._memory, rest + size_of(workers))
 
     @classmethod
     def create(cls, workers: int) -> SharedCounts:

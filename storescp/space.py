@@ -26,6 +26,23 @@ class SpaceLimit(NamedTuple):
         return f"{self.amount:g}%" if self.is_percent else f"{self.amount:.0f} bytes"
 
 
+class Space(NamedTuple):
+    """Bytes of a file system: free for us, and in all."""
+
+    free: int
+    total: int
+
+    def is_enough(self, limit: SpaceLimit) -> bool:
+        """Whether so much is free as the *limit* wants."""
+        return self.free >= limit.bytes_of(self.total)
+
+
+def look(directory: str | os.PathLike[str]) -> Space:
+    """What there is at this moment in the file system that *directory* is on. Raises OSError."""
+    status = os.statvfs(directory)
+    return Space(status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize)
+
+
 class LowSpace(OSError):
     """Less is free than the limit wants."""
 
@@ -62,9 +79,8 @@ class FreeSpace:
         now = self._monotonic()
         if now - self._looked >= INTERVAL:
             self._looked = now
-            status = os.statvfs(self._directory)
-            free = status.f_bavail * status.f_frsize
-            self._enough = free >= self._limit.bytes_of(status.f_blocks * status.f_frsize)
-            self._found(self._enough, free)
+            space = look(self._directory)
+            self._enough = space.is_enough(self._limit)
+            self._found(self._enough, space.free)
         if not self._enough:
             raise LowSpace(errno.ENOSPC, "free space is below the limit")

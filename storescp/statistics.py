@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Statistics:
     """Associations that were ended because the peer did not send, or take, what it had begun."""
     oversized: int = 0
     """Instances that were refused for their size."""
+    tls_failures: int = 0
+    """Connections that did not get beyond the handshake of TLS."""
 
     def count_rejection(self, name: str) -> None:
         """One more, for what the count *name* stands for; empty: for something else."""
@@ -56,6 +59,23 @@ REASONS = {
     "rejected_users": "user",
     "rejected_full": "number of associations",
 }
+
+
+class Load(NamedTuple):
+    """What a process has to do at this moment, or had when it said so: at the time ``beat``, in seconds."""
+
+    beat: float
+    associations: int
+    waiting: int
+    """Connections without an association."""
+    in_flight: int
+    """Bytes that wait for storage."""
+    jobs: int
+    """Parts of instances that are with the writing thread."""
+    batches: int
+    """How often that has been through with what it had taken, since the start."""
+    unsettled: int
+    """Files that the journal answers for."""
 
 
 class Occupancy:

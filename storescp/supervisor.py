@@ -24,10 +24,11 @@ from twisted.logger import Logger
 from storescp.archive import Archive, CannotOpen
 from storescp.config import Config
 from storescp.logs import Repeated
+from storescp.measurements import Measurements
 from storescp.reader import Reader
 from storescp.receiver import close, report
 from storescp.shared import SharedAdmission, SharedCounts
-from storescp.statistics import Statistics
+from storescp.statistics import Load, Statistics
 from storescp.worker_process import ORDERLY, Accepted, WorkerProcess
 
 #: Connections that are accepted in one turn, from each port.
@@ -57,6 +58,9 @@ class Supervisor:
         self._reactor = reactor
         self._archive: Archive | None = None
         self._counts = SharedCounts.create(config.workers)
+        self.measurements: Measurements | None = self._counts.measurements
+        self.restarts = 0
+        """Workers that have ended, and others that were to replace them."""
         self._admission = SharedAdmission(self._counts, config.max_per_address, config.max_rate)
         self._statistics = Statistics()
         self._repeated = Repeated(reactor)
@@ -94,6 +98,20 @@ class Supervisor:
     def associations(self) -> int:
         """Associations at this moment."""
         return self._counts.associations
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether somebody serves associations."""
+        return any(worker.is_ready for worker in self._workers)
+
+    @property
+    def loads(self) -> dict[int, Load]:
+        """By the number of the worker: of those that are ready."""
+        return {
+            worker.number: slot.load
+            for worker, slot in zip(self._workers, self._counts.slots, strict=True)
+            if worker.is_ready
+        }
 
     def start(self, listeners: Sequence[tuple[socket.socket, bool]]) -> None:
         """Recover the archive, start the workers, and wait until all are ready to serve what *listeners* accept.
@@ -248,6 +266,7 @@ class Supervisor:
 
     def _replace_later(self, worker: WorkerProcess) -> float:
         """In how many seconds."""
+        self.restarts += 1
         if self._reactor.seconds() - worker.began >= STEADY:
             self._early_ends[worker] = 0
             delay = 0.0

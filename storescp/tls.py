@@ -252,6 +252,7 @@ class SecureConnection(TLSMemoryBIOProtocol):
 
     def _refuse(self, why: str) -> None:
         association = self.association
+        association.parent.statistics.tls_failures += 1
         association.parent.repeated.warn(
             f"TLS {why} {association.host}",
             self.log,

@@ -48,6 +48,8 @@ class Worker(Generic[Job]):
         batch: int = 64,
     ) -> None:
         self.outstanding = 0
+        self.batches = 0
+        """That the threads are through with."""
         self._reactor = reactor
         self._clock = clock
         self._run = run
@@ -125,6 +127,7 @@ class Worker(Generic[Job]):
         except IndexError:
             pass
         finished = self._run(jobs)
+        self.batches += 1
         if finished:
             with self._lock:
                 self._finished += finished

@@ -38,6 +38,7 @@ from storescp.dimse import Status
 from storescp.extended_negotiation import OperationsWindow
 from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
 from storescp.limits import Limits
+from storescp.measurements import Measurements
 from storescp.negotiation import Policy
 from storescp.pdu import (
     PDU,
@@ -379,7 +380,9 @@ class World:
         progress_timeout: float = 0,
         max_in_flight: int = 0,
         async_window: int = 64,
+        measurements: Measurements | None = None,
     ) -> None:
+        recorder = measurements.recorder() if measurements is not None else None
         self.clock = Clock()
         self.statistics = Statistics()
         self.memory = MemoryStore()
@@ -392,6 +395,7 @@ class World:
                 self.statistics,
                 log_patient_data=log_patient_data,
                 max_object_size=max_object_size,
+                recorder=recorder.sender(association.calling_ae_title, is_known=False) if recorder else None,
                 monotonic=self.clock.seconds,
             )
 
@@ -420,6 +424,7 @@ class World:
             self.clock,
             self.statistics,
         )
+        self.factory.recorder = recorder
         self._ports = iter(range(50000, 60000))
 
     def connect(self, host: str = "192.0.2.1") -> Conversation:

@@ -63,6 +63,7 @@ DEFAULTS = Config(
         jwt_audience=None,
         jwt_issuer=None,
     ),
+    http=None,
     log_patient_data=False,
     log_level=LogLevel.INFO,
 )
@@ -140,6 +141,7 @@ class CommandLineTests(_TestCase):
                 "jwt-key": "/etc/key.pem",
                 "jwt-audience": "archive",
                 "jwt-issuer": "https://sso.example",
+                "http": "8080",
                 "log-patient-data": True,
                 "log-level": "warn",
             },
@@ -192,6 +194,7 @@ class CommandLineTests(_TestCase):
                     jwt_audience="archive",
                     jwt_issuer="https://sso.example",
                 ),
+                http="tcp:8080:interface=127.0.0.1",
                 log_patient_data=True,
                 log_level=LogLevel.WARN,
             ),

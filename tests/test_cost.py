@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from bench.objects import CT_IMAGE_STORAGE, EXPLICIT_VR_LITTLE_ENDIAN, ObjectStream, object_template
 from storescp import dimse
 from storescp.dataset_head import HeadReader
+from storescp.measurements import Measurements
 from tests.conversation import World, c_store, p_data
 from tests.test_element_runs import forget
 
@@ -66,7 +67,23 @@ class CostTests(SynchronousTestCase):
 
     def test_protocol_and_services(self) -> None:
         """From the bytes received to the fragments handed to storage, and from the outcome to the response."""
-        world = World()
+        receive, respond = self.message(World())
+        self.assertWithin(receive, (35, 30))
+        self.assertWithin(respond, (35, 31))
+
+    def test_observed(self) -> None:
+        """Metrics add a dozen calls to that, and leave as few to whoever does not want any."""
+        plain, observed = (
+            self.message(World(measurements=one)) for one in (None, Measurements.of_one_process())
+        )
+        more = tuple(
+            sum(one) - sum(other)
+            for one, other in zip(zip(*observed, strict=True), zip(*plain, strict=True), strict=True)
+        )
+        self.assertWithin((more[0], more[1]), (10, 6))
+
+    def message(self, world: World) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What the third message of an association costs: to receive it, and to answer it."""
         peer = world.associated()
         for number, image in enumerate(data_sets(3)):
             command = c_store(f"1.2.{number:08d}", number, sop_class_uid=CT_IMAGE_STORAGE)
@@ -74,8 +91,7 @@ class CostTests(SynchronousTestCase):
             receive = calls(lambda message=message: peer.protocol.dataReceived(message))  # type: ignore[misc]
             respond = calls(world.memory.instances[-1].end)
             self.assertEqual(peer.statuses(), [dimse.Status.SUCCESS])
-        self.assertWithin(receive, (35, 30))
-        self.assertWithin(respond, (35, 31))
+        return receive, respond
 
     def test_head(self) -> None:
         """Of a series that has begun, the head is recognised, not walked over."""

@@ -227,9 +227,14 @@ class ContentTests(JournalTestCase):
         self.assertEqual(self.settled, [])
         begin(journal, a=[b"content"])
         journal.end("a")
-        for _ in range(2):
-            journal.rotate()
-            journal.settle_old()
+        journal.keep("b", None)
+        self.assertEqual(journal.unsettled, 2)  # the answers to senders are another matter
+        journal.rotate()
+        self.assertEqual(journal.unsettled, 2)
+        journal.settle_old()
+        self.assertEqual(journal.unsettled, 0)
+        journal.rotate()
+        journal.settle_old()
         self.assertEqual(self.settled, [{"a": b"content"}])
         self.assertEqual(self.find().found, [])
 

@@ -32,7 +32,7 @@ BLOCKING = (
     *("config_file", "option_values", "settings", "config_access", "config_tls", "config_limits"),
     *("config_negotiation", "config", "reloading", "tokens"),
     *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive"),
-    *("scu_errors", "scu_tls", "scu", "shared", "channel"),
+    *("scu_errors", "scu_tls", "scu", "measurements", "shared", "channel", "config_web", "readiness"),
 )
 OPERATOR = (
     *("operator_archive", "operator_send", "operator_config", "operator_arguments", "operator_output"),
@@ -53,7 +53,13 @@ WORKERS = ("child", "worker_process", "supervisor")
 # From the bottom to the top: a module imports from its own layer and from those below.
 LAYERS = (
     *(("__init__",), PURE, BLOCKING, ADAPTERS),
-    *(("reader", "receiver"), WORKERS, ("service",), ("checking", "tap")),
+    *(
+        ("reader", "receiver"),
+        WORKERS,
+        ("metrics", "exposition", "page", "web"),
+        ("service",),
+        ("checking", "tap"),
+    ),
     OPERATOR,  # loads what is above only where it is asked for: see WithoutTwistedTests
 )
 

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.access import MAX_CALLERS
 from storescp.shared import ADDRESSES, Departures, SharedAdmission, SharedCounts, SharedOccupancy
-from storescp.statistics import Statistics
+from storescp.statistics import Load, Statistics
 from tests.server import DEADLINE, environment
 
 #: A worker that begins and ends up to 20 associations of 50 again and again, and in the end keeps what it can get.
@@ -60,6 +60,26 @@ class SharedCountsTests(SynchronousTestCase):
                 setattr(slot.statistics, field.name, 2**33 * place + number)
         expected = [4 * 2**33 * place + 6 for place in range(len(dataclasses.fields(Statistics)))]
         self.assertEqual(self.counts.total(), Statistics(*expected))
+
+    def test_load(self) -> None:
+        """A worker's load is what it has reported and what it counts anyway; nothing when it has ended."""
+        slot = self.counts.slots[1]
+        slot.associations, slot.handed, slot.settled = 2, 5, 1
+        slot.report(Load(1.5, 0, 0, 10, 3, 4, 5))
+        self.assertEqual(slot.load, Load(1.5, 2, 4, 10, 3, 4, 5))
+        slot.clear()
+        self.assertEqual(slot.load, Load(0.0, 0, 0, 0, 0, 0, 0))
+
+    def test_measurements(self) -> None:
+        """What a worker has measured stays when it has ended, and others count under the same names."""
+        again = SharedCounts(self.counts.descriptor, 4)
+        for number in (0, 2):
+            again.measurements.recorder(number).accepted("CT1", is_known=False)
+            self.counts.slots[number].clear()
+        self.counts.measurements.recorder(1).accepted("CT1", is_known=False)
+        (counted,) = self.counts.measurements.counted()
+        self.assertEqual((counted.series.labels, counted.times), (("CT1",), 3))
+        self.assertFalse(self.counts.low_space.value)
 
     def test_clear(self) -> None:
         """A worker that ends leaves its statistics and gives its places back."""

@@ -85,7 +85,7 @@ class PrepareTests(SynchronousTestCase):
         for name in DCMTK:
             self.program(name, f"echo '{dcmtk}'")
         filesystems = ("mount", "mkfs.ext4", "e2fsck", "mkfs.xfs", "mkfs.btrfs")
-        for name in ("gdcmscu", "Orthanc", "openssl", "strace", "systemd-analyze", *filesystems):
+        for name in ("gdcmscu", "Orthanc", "openssl", "promtool", "strace", "systemd-analyze", *filesystems):
             self.program(name, ":")
 
     def python(self, *, version: str = "3, 11", venv: bool = True) -> None:

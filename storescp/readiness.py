@@ -1,0 +1,83 @@
+"""Whether the server takes images, and whether it turns at all: for load balancers, supervisors and people.
+
+What belongs here: the judgement. Who passes it on is :mod:`storescp.web`, for example.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from storescp.config import Config
+from storescp.space import look
+from storescp.statistics import Load
+
+#: Seconds that a writing thread may need for what it has taken, and a process between two signs of life.
+STALL = 60.0
+
+
+class Phase(enum.Enum):
+    """Where a server is in its life."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+
+
+class Crew(Protocol):
+    """Who does the work: a Receiver, or a Supervisor with several processes."""
+
+    config: Config
+
+    @property
+    def is_ready(self) -> bool: ...
+
+    @property
+    def loads(self) -> Mapping[int, Load]: ...
+
+
+class Readiness:
+    """What can be said of a server, at any time: by what its *crew* knows, and by its ``phase``."""
+
+    def __init__(self, crew: Crew, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self.phase = Phase.STARTING
+        self._crew = crew
+        self._monotonic = monotonic
+        # Of each process the batches that it had written, and when those were first seen, or when it had nothing to do.
+        self._progress: dict[int, tuple[int, float]] = {}
+
+    def obstacles(self) -> list[str]:
+        """Why no images are taken, in words; empty when they are."""
+        found = []
+        if self.phase is not Phase.RUNNING:
+            found.append(f"the server is {self.phase.value}")
+        elif not self._crew.is_ready:
+            found.append("no worker is ready")
+        config = self._crew.config
+        if config.min_free.amount:
+            try:
+                space = look(config.storage_dir)
+            except OSError as error:
+                found.append(f"the storage directory cannot be looked at: {error.strerror}")
+            else:
+                if not space.is_enough(config.min_free):
+                    found.append(f"less than {config.min_free} free ({space.free} bytes)")
+        return found
+
+    def faults(self) -> list[str]:
+        """What does not turn any more, in words. Who writes is judged over the time between the first and this call."""
+        found = []
+        now = self._monotonic()
+        before, self._progress = self._progress, {}
+        for number, load in self._crew.loads.items():
+            batches, since = before.get(number, (load.batches, now))
+            if batches != load.batches or not load.jobs:
+                since = now
+            self._progress[number] = load.batches, since
+            if now - since >= STALL:
+                found.append(f"process {number} has written nothing for {now - since:.0f} s")
+            if now - load.beat >= STALL:
+                found.append(f"process {number} has not been heard of for {now - load.beat:.0f} s")
+        return found
