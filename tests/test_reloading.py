@@ -161,10 +161,12 @@ class SignalTests(SynchronousTestCase):
         server.send_signal(signal.SIGHUP)
         server.wait_for(says, count=server.output.count(says) + 1)
 
-    def ask(self, server: Server, **titles: str) -> AAssociateAC | AAssociateRJ | None:
+    def ask(
+        self, server: Server, calling: str = "RAW", called: str = "STORESCP"
+    ) -> AAssociateAC | AAssociateRJ | None:
         """What is answered to who asks for CT and MR, and releases an association that is accepted."""
         with RawSCU(server.address) as scu:
-            answer = scu.associate(((CT, EXPLICIT), (MR, EXPLICIT)), **titles)
+            answer = scu.associate(((CT, EXPLICIT), (MR, EXPLICIT)), calling=calling, called=called)
             if isinstance(answer, AAssociateAC):
                 scu.release()
         return answer
