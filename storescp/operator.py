@@ -31,6 +31,7 @@ from storescp.operator_output import (
     time_text,
 )
 from storescp.operator_peer import add_commands as add_peer_commands
+from storescp.operator_run import RUN, CannotComplete, add_completion_parser, add_run_parser, run
 from storescp.settings import CONFIG_VARIABLE
 
 #: Seconds to wait for the server when it is writing into the index.
@@ -39,6 +40,9 @@ BUSY_TIMEOUT = 60.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit status. Raises SystemExit for wrong usage, as argparse does."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if list(arguments[:1]) == [RUN]:
+        return run(arguments[1:])
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -52,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ConfigError, IndexUnavailable, ArchiveError) as error:
+    except (ConfigError, IndexUnavailable, ArchiveError, CannotComplete) as error:
         return _fail(str(error))
     except BrokenProcessPool:
         return _fail("a process that read files was killed")
@@ -195,11 +199,13 @@ def _archive(options: argparse.Namespace, *, create: bool = False) -> Iterator[A
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="storescp",
-        description="Look after an archive of storescp, and try a server. The server itself is: twistd -n storescp",
+        description="Run a DICOM Storage SCP, look after its archive, try a server.",
     )
     parser.add_argument("--version", action="version", version=f"storescp {__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    add_run_parser(commands)
 
     verify = commands.add_parser("verify", help="compare every file with the index")
     _add_archive_options(verify)
@@ -226,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_config_parser(commands)
     add_peer_commands(commands)
+    add_completion_parser(commands, parser)
     return parser
 
 

@@ -45,7 +45,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         command.add_argument("--json", action="store_true", help="print JSON")
         group = command.add_argument_group("the server's options")
         for option in OPTIONS:
-            _add(group, option)
+            add_option(group, option)
 
 
 def _help(parser: argparse.ArgumentParser) -> int:
@@ -53,7 +53,8 @@ def _help(parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _add(group: argparse._ArgumentGroup, option: Option[object]) -> None:
+def add_option(group: argparse._ActionsContainer, option: Option[object]) -> None:
+    """Add the server's *option*, by its own name; it is judged later."""
     names = [*([f"-{option.short}"] if option.short else []), f"--{option.name}"]
     if option.is_flag:
         group.add_argument(*names, action="store_true", help=option.help)

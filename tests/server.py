@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -88,6 +88,11 @@ def twistd(*options: object, main: tuple[str, ...] = ("--pidfile=", "-n")) -> li
     return [pathlib.Path(sys.executable).parent / "twistd", *main, "storescp", *map(str, options)]
 
 
+def storescp_run(*options: object) -> list[str | pathlib.Path]:
+    """The command line that starts the server without a word about twistd."""
+    return [sys.executable, "-m", "storescp", "run", *map(str, options)]
+
+
 def run_twistd(
     *options: object, cwd: pathlib.Path, main: tuple[str, ...] = ("--pidfile=", "-n")
 ) -> subprocess.CompletedProcess[str]:
@@ -133,6 +138,7 @@ class Server:
         *options: object,
         listen: bool = True,
         activated: socket.socket | None = None,
+        command: Callable[..., list[str | pathlib.Path]] = twistd,
     ) -> None:
         self.case = case
         self.home = temporary_directory(case)
@@ -141,14 +147,14 @@ class Server:
         self._news = threading.Condition()
         self._stopped = False
         where = ("--listen", "tcp:0:interface=127.0.0.1") if listen else ()
-        command = twistd("--storage-dir", self.storage, "--stop-timeout", "10", *where, *options)
+        arguments = command("--storage-dir", self.storage, "--stop-timeout", "10", *where, *options)
         inherited: tuple[int, ...] = ()
         if activated is not None:
             inherited = (activated.fileno(),)
-            command = [sys.executable, "-c", _ACTIVATE, str(activated.fileno()), *command]
+            arguments = [sys.executable, "-c", _ACTIVATE, str(activated.fileno()), *arguments]
         with open(self.home / "stderr", "wb") as stderr:
             self.process = subprocess.Popen(
-                command,
+                arguments,
                 pass_fds=inherited,
                 cwd=self.home,
                 env=environment(),

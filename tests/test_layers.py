@@ -36,7 +36,7 @@ BLOCKING = (
 )
 OPERATOR = (
     *("operator_archive", "operator_send", "operator_config", "operator_arguments", "operator_output"),
-    *("operator_peer", "operator", "__main__"),
+    *("operator_peer", "operator_run", "operator", "__main__"),
 )
 ADAPTERS = (
     "logs",

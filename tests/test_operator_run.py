@@ -1,0 +1,81 @@
+"""``storescp run`` and ``storescp completion``: the server by our own command, and the shells' help with typing."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from unittest import mock
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from storescp.config import OPTIONS
+from storescp.operator import main
+from tests.server import ROOT, Server, environment, run, storescp_run
+
+
+class RunTests(SynchronousTestCase):
+    """The server."""
+
+    def test_serves(self) -> None:
+        """It is the server that twistd runs: it answers, and SIGTERM ends it with exit status 0."""
+        server = Server(self, command=storescp_run)
+        done = run("echoscu", *server.address)
+        self.assertEqual(done.returncode, 0, done.stdout)
+        server.stop()
+
+    def test_mistake(self) -> None:
+        """A mistake is one line and exit status 1."""
+        done = subprocess.run(
+            storescp_run("--port", "x"), env=environment(), capture_output=True, text=True, timeout=30
+        )
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(done.stderr, "storescp: --port: expected a port from 1 to 65535, got 'x'\n")
+
+
+class CompletionTests(SynchronousTestCase):
+    """What shells complete."""
+
+    def completed(self, *words: str) -> list[str]:
+        """What bash offers for the last of *words*."""
+        script = pathlib.Path(self.mktemp()).resolve()
+        with open(script, "w") as file, redirect_stdout(file):
+            self.assertEqual(main(["completion", "bash"]), 0)
+        ask = f"source {script}; COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; "
+        ask += '_shtab_storescp storescp "${COMP_WORDS[COMP_CWORD]}"; printf "%s\\n" "${COMPREPLY[@]}"'
+        done = subprocess.run(["bash", "-c", ask], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return done.stdout.split()
+
+    def test_commands(self) -> None:
+        """bash completes the commands."""
+        self.assertEqual(self.completed("storescp", "re"), ["reindex"])
+
+    def test_options(self) -> None:
+        """It completes every option of the server behind ``run``."""
+        offered = self.completed("storescp", "run", "--")
+        self.assertEqual({f"--{option.name}" for option in OPTIONS} - set(offered), set())
+        self.assertIn("--config", offered)
+
+    def test_files(self) -> None:
+        """It completes files where one is expected."""
+        self.assertIn("etc/storescp.yaml", self.completed("storescp", "run", "--config", "etc/storescp.y"))
+
+    def test_zsh(self) -> None:
+        """There is one for zsh, too."""
+        output = io.StringIO()
+        with redirect_stdout(output):
+            self.assertEqual(main(["completion", "zsh"]), 0)
+        self.assertTrue(output.getvalue().startswith("#compdef storescp\n"))
+
+    def test_without_the_library(self) -> None:
+        """Without the extra it is one line, which says what to install."""
+        errors = io.StringIO()
+        with mock.patch.dict(sys.modules, {"shtab": None}), redirect_stderr(errors):
+            self.assertEqual(main(["completion", "bash"]), 1)
+        self.assertEqual(
+            errors.getvalue(),
+            "storescp: completion: expected the package that pip install 'storescp[completion]' brings\n",
+        )
