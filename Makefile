@@ -1,6 +1,7 @@
 # make run    makes .venv, installs the project into it and starts the server; images go to ./received
 #             make run ARGS="--port 104 --ae-title ARCHIVE"     see: make run ARGS=--help
 # make test   installs what the tests need (system packages too, as root), then lint, types and tests
+# make test-oldest  tests with the oldest versions of what setup.cfg requires; TESTS="tests.test_pdu ..." are which
 # make bench  measures this server beside others; ARGS are its options
 # make torture  kills the server, cuts its power, fills its disk, for as long as ARGS="--seconds 600" says
 # make attack  stores beside a crowd of hostile connections, and says what it costs
@@ -30,6 +31,14 @@ test:
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict $(wildcard storescp twisted/plugins tests bench fuzz tools)
 	$(BIN)/python tools/run_trial.py $(BIN)/trial -j$(JOBS) tests
+	@$(MAKE) --no-print-directory test-oldest
+
+test-oldest: TESTS ?= $(addprefix tests.test_,access authentication config dataset_head end_to_end index logs \
+	negotiation operator_run protocol scp store stored_file tls worker)
+test-oldest:
+	@tools/prepare peers
+	@tools/prepare venv oldest $(PYTHON)
+	.venv-oldest/bin/python tools/run_trial.py .venv-oldest/bin/trial -j$(JOBS) $(TESTS)
 
 reference:
 	@tools/prepare venv test $(PYTHON)
@@ -60,6 +69,6 @@ bench-plots:
 	.venv-plot/bin/python -m bench.plots $(or $(ARGS),$(sort $(wildcard docs/*.json)))
 
 clean:
-	rm -rf .venv .venv-plot build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .fuzz _trial_temp*
+	rm -rf .venv .venv-plot .venv-oldest build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .fuzz _trial_temp*
 	rm -f twisted/plugins/dropin.cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
