@@ -97,6 +97,8 @@ class InstallTests(PackagingTestCase):
             self.assertIn(option, after.stdout)
         command = self.outside / "venv" / "bin" / "storescp"
         self.assertEqual(self.run_well(command, "--version"), f"storescp {storescp.__version__}\n")
+        # pipx puts into the PATH what this package itself brings, and twistd is Twisted's.
+        self.assertIn("--storage-dir", self.run_well(command, "run", "--help"))
 
     def imported(self) -> pathlib.Path:
         """Return the directory from which the new environment imports storescp."""
@@ -138,7 +140,16 @@ class DistributionTests(PackagingTestCase):
             source = {
                 member.name.removeprefix(f"{name}/") for member in archive.getmembers() if member.isfile()
             }
-        wanted = {*code, "LICENSE", "README.rst", "Makefile", "setup.cfg", "pyproject.toml", "tools/prepare"}
+        wanted = {
+            *code,
+            "CHANGELOG.rst",
+            "LICENSE",
+            "README.rst",
+            "Makefile",
+            "setup.cfg",
+            "pyproject.toml",
+            "tools/prepare",
+        }
         wanted |= {"docs/options.rst", "docs/security.rst"}
         self.assertEqual((wanted | {f"etc/{file}" for file in CONFIGURATION}) - source, set())
 
@@ -162,6 +173,25 @@ class DistributionTests(PackagingTestCase):
         twisted = {file for file in source | built if file.startswith("twisted/")}
         self.assertEqual(twisted, {PLUGIN})
         self.assertEqual({file for file in source | built if "cache" in file}, set())
+
+    def wheel(self, tree: pathlib.Path) -> bytes:
+        """The wheel that is made of *tree* at a time of its own, as packagers say it: SOURCE_DATE_EPOCH."""
+        into = tree.with_suffix(".dist")
+        command = ("-m", "pip", "wheel", "--no-index", "--no-build-isolation", "--no-deps", "-w", into, tree)
+        self.run_well("env", "SOURCE_DATE_EPOCH=1700000000", sys.executable, *command)
+        (wheel,) = into.iterdir()
+        return wheel.read_bytes()
+
+    def test_reproducible(self) -> None:
+        """The same sources give the same wheel, byte for byte, wherever and whenever they were written."""
+        other = self.outside / "other"
+        shutil.copytree(self.tree, other, copy_function=shutil.copy)  # not the times of the files
+        self.assertEqual(self.wheel(self.tree), self.wheel(other))
+
+    def test_changelog(self) -> None:
+        """The newest changes are those of the version that the package has."""
+        versions = re.findall(r"^(\d\S*) \(.+\)\n-+$", (ROOT / "CHANGELOG.rst").read_text(), re.MULTILINE)
+        self.assertEqual(versions[:1], [storescp.__version__])
 
 
 class IdentityTests(SynchronousTestCase):
