@@ -25,6 +25,7 @@ run:
 
 test:
 	@tools/prepare peers
+	@tools/prepare node
 	@tools/prepare venv plot $(PYTHON)
 	@tools/prepare venv test $(PYTHON)
 	$(BIN)/ruff format --check .
@@ -69,6 +70,6 @@ bench-plots:
 	.venv-plot/bin/python -m bench.plots $(or $(ARGS),$(sort $(wildcard docs/*.json)))
 
 clean:
-	rm -rf .venv .venv-plot .venv-oldest build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .fuzz _trial_temp*
+	rm -rf .venv .venv-plot .venv-oldest .node build dist *.egg-info .hypothesis .mypy_cache .ruff_cache .fuzz _trial_temp*
 	rm -f twisted/plugins/dropin.cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

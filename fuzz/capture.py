@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-import socket
 import struct
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from pynetdicom import AE
 from twisted.trial.unittest import SynchronousTestCase
@@ -26,44 +24,11 @@ from tests.conversation import (
     IMPLICIT_VR_LITTLE_ENDIAN,
     data_set,
 )
+from tests.recorder import Recorder
 from tests.server import Server, run
 
 #: The byte in front of a conversation: in one piece, and then the peer hangs up.
 WHOLE = b"\x20"
-
-
-class Recorder:
-    """Stands between a sender and the server at *address*, one connection at a time, and keeps what the sender says."""
-
-    def __init__(self, address: tuple[str, int]) -> None:
-        self.said: list[bytes] = []
-        self._address = address
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            sender, _ = self._listener.accept()
-            with sender, socket.create_connection(self._address) as server:
-                back = threading.Thread(target=_copy, args=(server, sender, lambda data: None))
-                back.start()
-                self.said.append(b"")
-                _copy(sender, server, self._record)
-                back.join()
-
-    def _record(self, data: bytes) -> None:
-        self.said[-1] += data
-
-
-def _copy(source: socket.socket, target: socket.socket, see: Callable[[bytes], None]) -> None:
-    try:
-        while data := source.recv(65536):
-            see(data)
-            target.sendall(data)
-        target.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
 
 
 def files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -144,7 +109,7 @@ def main() -> None:
         try:
             recorder = Recorder(Server(case, "--duplicate", "replace").address)
             for name in converse(recorder.port, images):
-                cut_up(name, recorder.said[-1])
+                cut_up(name, bytes(recorder.said[-1]))
         finally:
             case.doCleanups()
         for image in images:

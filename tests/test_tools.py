@@ -177,6 +177,35 @@ class PrepareTests(SynchronousTestCase):
         self.assertEqual(status, 1)
         self.assertIn("hidden by another program of that name: echoscu storescu storescp", output)
 
+    def test_node(self) -> None:
+        """Root gets Node.js and npm where they are missing, and by npm the sender, once."""
+        status, output = self.prepare("node", user=1000)
+        self.assertEqual(
+            (status, output),
+            (1, "Missing for the tests: nodejs npm. As root, run: apt-get install nodejs npm\n"),
+        )
+        npm = f"""echo "npm $*" >>"{self.machine}/log"; /bin/mkdir "{self.machine}/.node" """
+        self.apt_get(
+            then=f"""[ "$2" = update ] || {{ cat >"{self.bin}/npm" <<'END'
+#!/bin/sh
+{npm}
+END
+cp "{self.bin}/npm" "{self.bin}/node"; /bin/chmod +x "{self.bin}"/n*; }}"""
+        )
+        status, output = self.prepare("node", user=0)
+        self.assertEqual(
+            (status, output.splitlines()),
+            (0, ["Installing for the tests: nodejs npm", "Installing into .node: dcmjs-dimse@0.3.3"]),
+        )
+        self.assertEqual(
+            self.log()[1:],
+            [
+                "apt-get -qq install -y --no-install-recommends nodejs npm",
+                "npm install --silent --no-audit --no-fund --prefix .node dcmjs-dimse@0.3.3",
+            ],
+        )
+        self.assertEqual(self.prepare("node", user=0), (0, ""))
+
     def test_no_python(self) -> None:
         """Without a Python that is new enough, one line says so."""
         self.python(version="3, 9")
