@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,11 +15,15 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.access import MAX_CALLERS, Caller, Callers
 from storescp.config import ConfigError, configured, gathered
 from storescp.negotiation import CALLED_AE_TITLE_NOT_RECOGNIZED, LOCAL_LIMIT_EXCEEDED
-from storescp.pdu import AAssociateAC, AAssociateRJ
+from storescp.pdu import AAssociateAC, AAssociateRJ, UserIdentity
 from storescp.reloading import Reloading, renumbered
+from storescp.scu import SCU
+from storescp.scu_errors import AssociationError
+from tests.pki import Authority
 from tests.raw_scu import CT, EXPLICIT, MR, RawSCU, instance
 from tests.server import DEADLINE, Server, run, temporary_directory
 from tests.test_end_to_end import DATA
+from tests.test_tls_end_to_end import s_client
 from tests.test_workers import workers_of
 
 
@@ -149,11 +154,10 @@ def configured_tls(content: str, case: SynchronousTestCase) -> object:
 class SignalTests(SynchronousTestCase):
     """The real server, one process or several."""
 
-    def start(self, content: str, *options: object) -> Server:
+    def start(self, content: str, *options: object, listen: bool = True) -> Server:
         self.file = temporary_directory(self) / "storescp.yaml"
         self.file.write_text(content)
-        self.reloads = 0
-        return Server(self, "--config", self.file, *options)
+        return Server(self, "--config", self.file, *options, listen=listen)
 
     def reload(self, server: Server, content: str, says: str = "SIGHUP: settings read again: ") -> None:
         """Have the server read *content*."""
@@ -288,6 +292,64 @@ class SignalTests(SynchronousTestCase):
         self.assertEqual(server.output.count("association accepted"), accepted)
         server.wait_for("SIGHUP: log-level: error -> info")
         self.assertEqual(server.stop()["stored"], 2)
+
+    def test_users(self) -> None:
+        """Who comes next is checked by what the new settings say, with all processes; a broken key changes nothing."""
+        for options in ((), ("--workers", 2)):
+            server = self.start("auth: memory:alice:sesame1\nauth-required: true", *options)
+            self.assertEqual(
+                self.let_in(server, b"alice", b"sesame1", b"sesame2", None), [True, False, False]
+            )
+            self.reload(server, "auth: memory:alice:sesame2")
+            self.assertEqual(self.let_in(server, b"alice", b"sesame1", b"sesame2", None), [False, True, True])
+            self.reload(server, "jwt-key: /nowhere", "SIGHUP: nothing has changed: .*")
+            server.wait_for(f"SIGHUP: nothing has changed: {self.file}:1: jwt-key: expected a readable file")
+            self.assertEqual(self.let_in(server, b"alice", b"sesame1", b"sesame2", None), [False, True, True])
+            self.reload(server, "")
+            self.assertEqual(self.let_in(server, b"alice", b"sesame1"), [True])  # nobody looks at users
+            server.stop()
+            self.assertNotIn("sesame", server.output)
+
+    def let_in(self, server: Server, name: bytes, *passcodes: bytes | None) -> list[bool]:
+        """Whether the user gets an association with each of the passcodes, or, for None, nobody does."""
+        found = []
+        for passcode in passcodes:
+            try:
+                SCU(
+                    *server.address,
+                    [(CT, EXPLICIT)],
+                    calling_ae_title="SCU",
+                    called_ae_title="ANY",
+                    timeout=DEADLINE,
+                    user=UserIdentity(2, name, passcode) if passcode is not None else None,
+                ).release()
+                found.append(True)
+            except AssociationError as error:
+                self.assertIn("rejected", str(error))
+                found.append(False)
+        return found
+
+    def test_tls(self) -> None:
+        """TLS follows its settings, with all processes; to do without it, or without its files, it does not follow."""
+        home = temporary_directory(self)
+        certificate, key = Authority(home).issue("server")
+        rest = f"tls-certificate: {certificate}\ntls-key: {key}\ntls-client-cert: none\n"
+        for options in ((), ("--workers", 2)):
+            server = self.start(rest, "--listen", "tls:0:interface=127.0.0.1", *options, listen=False)
+
+            def versions(server: Server) -> list[bool]:
+                return [bool(s_client(server, version)) for version in ("-tls1_2", "-tls1_3")]
+
+            self.assertEqual(versions(server), [True, True])
+            self.reload(server, rest + "tls-profile: tls13")
+            self.assertEqual(versions(server), [False, True])
+            self.reload(server, f"{rest}tls-crl: {key}", "SIGHUP: nothing has changed: .*")
+            server.wait_for(f"{self.file}:4: tls-crl: expected revocation lists in PEM, got '{key}'")
+            self.reload(server, rest.replace("none", "require"), "SIGHUP: nothing has changed: --listen: ")
+            self.assertEqual(versions(server), [False, True])
+            self.reload(server, rest)
+            self.assertEqual(versions(server), [True, True])
+            server.stop()
 
     def test_limits(self) -> None:
         """Limits hold for who comes; a rule's associations count by its name, wherever it stands."""

@@ -27,6 +27,10 @@ the YAML file that ``--config FILE`` or ``STORESCP_CONFIG`` names (``max-assoc: 
 the environment. ``storescp config check FILE`` finds mistakes, ``storescp config show`` prints what is in force and
 where it comes from.
 
+In the environment flags are ``true`` or ``false``, several values are a list as in YAML (``STORESCP_LISTEN='[tcp:104,
+tls:2762]'``), and an empty variable is as good as none. A variable with our prefix that names no option is ignored with
+a warning in the log; what Kubernetes and Docker tell of services (``STORESCP_PORT=tcp://...``) without one.
+
 Options marked with *SIGHUP* can change while the server runs: ``SIGHUP`` has all that was said read again, except
 that the command line and the environment stay what they were. The new values are for the associations that come;
 those that are there keep what they were admitted under. Of the others the log says that they need a restart. A
