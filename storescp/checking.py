@@ -36,7 +36,7 @@ def mistakes_of(config: Config, warnings: list[str]) -> Iterator[str]:
             from storescp.credentials import BadCredentials
             from storescp.tls import TLS
         except ImportError as error:
-            yield f"TLS: expected the packages that pip install 'storescp[tls]' brings, got: {error}"
+            yield f"tls-certificate: expected the packages that pip install 'storescp[tls]' brings, got: {error}"
         else:
             try:
                 warnings += TLS(config.tls).load()

@@ -96,6 +96,10 @@ class CheckTests(_TestCase):
                 "listen: tcp:nonsense:x=y",
                 "FILE:1: listen: expected a Twisted endpoint, got 'tcp:nonsense:x=y': ",
             ),
+            (
+                "\nhttp: tcp:nonsense:x=y",
+                "FILE:2: http: expected a Twisted endpoint, got 'tcp:nonsense:x=y': ",
+            ),
             ("\nauth: file:/nowhere", "FILE:2: auth: expected a readable file, got '/nowhere'"),
             ("\njwt-key: /nowhere", "FILE:2: jwt-key: expected a readable file, got "),
             (
