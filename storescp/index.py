@@ -212,6 +212,14 @@ class Index:
                 found[row[0]] = Row(*row)
         return found
 
+    def find_instances(self, sop_instance_uids: Iterable[str]) -> dict[str, list[Row]]:
+        """The rows of instances, by SOP Instance UID: several, where an instance was stored in several places."""
+        found: dict[str, list[Row]] = {}
+        for uid in sop_instance_uids:
+            for row in self._select(f"SELECT {_ROW} FROM instances WHERE sop_instance_uid = ?", uid):
+                found.setdefault(uid, []).append(Row(*row))
+        return found
+
     def rows(self) -> Iterator[list[Row]]:
         """All rows, in batches, between which nothing keeps the log from being copied back.
 

@@ -17,6 +17,9 @@ from pydicom._uid_dict import UID_dictionary
 __all__ = [
     "DEFLATED_TRANSFER_SYNTAXES",
     "MODALITY_GROUPS",
+    "PLAIN_TRANSFER_SYNTAXES",
+    "STORAGE_COMMITMENT",
+    "STORAGE_COMMITMENT_INSTANCE",
     "STORAGE_SOP_CLASSES",
     "TRANSFER_SYNTAXES",
     "VERIFICATION",
@@ -28,6 +31,14 @@ __all__ = [
 ]
 
 VERIFICATION: Final = "1.2.840.10008.1.1"
+
+#: Storage Commitment Push Model, PS3.4 Annex J, and its only instance (PS3.4 §J.3.5).
+STORAGE_COMMITMENT: Final = "1.2.840.10008.1.20.1"
+STORAGE_COMMITMENT_INSTANCE: Final = "1.2.840.10008.1.20.1.1"
+
+#: Implicit VR Little Endian, Explicit VR Little Endian and, retired, Explicit VR Big Endian: those of data sets that
+#: are no instances.
+PLAIN_TRANSFER_SYNTAXES: Final = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 
 # The ends of a keyword that say which variant of a family a SOP class is, not which family.
 _VARIANT = r"Storage(ForPresentation|ForProcessing|Retired|Trial)?"

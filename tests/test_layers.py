@@ -25,13 +25,14 @@ PURE = (
     "upper_layer",
     "dimse",
     "statistics",
-    *("naming", "certificates", "access", "limits"),
+    *("naming", "certificates", "access", "limits", "commitment_data"),
 )
 BLOCKING = (
     *("flushing", "part10", "index_schema", "index", "stored_file", "space", "tls_settings", "credentials"),
     *("config_file", "option_values", "settings", "config_access", "config_tls", "config_limits"),
     *("config_negotiation", "config", "reloading", "tokens"),
     *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive"),
+    *("commitment_store", "commitment_check"),
     *("scu_errors", "scu_tls", "scu", "measurements", "shared", "channel", "config_web", "readiness"),
 )
 OPERATOR = (
