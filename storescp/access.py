@@ -27,7 +27,7 @@ from storescp.negotiation import (
 )
 from storescp.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ
 from storescp.presentation import AcceptedClasses, Preference
-from storescp.sop_classes import VERIFICATION
+from storescp.sop_classes import STORAGE_COMMITMENT, VERIFICATION
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -35,12 +35,25 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 MAX_CALLERS = 4096
 
 
+class Address(NamedTuple):
+    """Where an application entity listens, and whether it speaks TLS there."""
+
+    host: str
+    port: int
+    is_secure: bool = False
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'tls:' * self.is_secure}{host}:{self.port}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
     """The rule for calling AE titles: one title, those that a pattern with ``*`` and ``?`` matches, or all others.
 
     None, and 0 for ``max_assoc``, is what goes for the server as a whole; an empty tuple asks for nothing.
-    ``certificate`` and ``user`` are patterns, one of which must match. ``number`` tells rules apart.
+    ``certificate`` and ``user`` are patterns, one of which must match. ``commitment`` is where reports on storage
+    commitment go that the caller cannot be given on its own association. ``number`` tells rules apart.
     """
 
     name: str = "default"
@@ -55,6 +68,7 @@ class Caller:
     duplicate: Duplicate | None = None
     certificate: tuple[str, ...] | None = None
     user: tuple[str, ...] | None = None
+    commitment: Address | None = None
 
 
 ANYONE = Caller()
@@ -93,13 +107,11 @@ class Admitted(NamedTuple):
     answer: AAssociateAC
 
 
-class Access:
-    """Judges by *callers*, and by *policy* where these say nothing. *user_required* goes for all callers."""
+class Rules:
+    """Which of *callers* is whose."""
 
-    def __init__(self, callers: Callers, policy: Policy, *, user_required: bool = False) -> None:
-        self._only_known = callers.only_known
-        self._user_required = user_required
-        self._default = callers.default
+    def __init__(self, callers: Callers) -> None:
+        self._others = None if callers.only_known else callers.default
         self._titles: dict[str, Caller] = {}
         patterns: list[Caller] = []
         for caller in callers.known:
@@ -108,9 +120,6 @@ class Access:
             else:
                 self._titles[caller.name] = caller
         self._patterns = sorted(patterns, key=lambda caller: -len(caller.name))
-        self._policies = {
-            caller.number: _policy(policy, caller) for caller in (callers.default, *callers.known)
-        }
 
     def is_known(self, title: str) -> bool:
         """Whether a calling AE title has a rule of its own."""
@@ -124,7 +133,20 @@ class Access:
         for caller in self._patterns:
             if matches(caller.name, title):
                 return caller
-        return None if self._only_known else self._default
+        return self._others
+
+
+class Access:
+    """Judges by *callers*, and by *policy* where these say nothing. *user_required* goes for all callers."""
+
+    def __init__(self, callers: Callers, policy: Policy, *, user_required: bool = False) -> None:
+        self._user_required = user_required
+        self._default = callers.default
+        rules = Rules(callers)
+        self.caller, self.is_known = rules.caller, rules.is_known
+        self._policies = {
+            caller.number: _policy(policy, caller) for caller in (callers.default, *callers.known)
+        }
 
     def judge(
         self, request: AAssociateRQ, address: str | None, certificate: PeerCertificate | None
@@ -195,7 +217,8 @@ def _policy(policy: Policy, caller: Caller) -> Policy:
     if caller.called is not None:
         policy = replace(policy, called_ae_titles=frozenset(caller.called) or None)
     if caller.accept is not None:
-        policy = replace(policy, abstract_syntaxes=caller.accept.uids | {VERIFICATION}, accept=caller.accept)
+        services = policy.abstract_syntaxes & {VERIFICATION, STORAGE_COMMITMENT}
+        policy = replace(policy, abstract_syntaxes=caller.accept.uids | services, accept=caller.accept)
     if caller.prefer is not None:
         policy = replace(policy, prefer=caller.prefer, prefer_for={})
     if caller.transfer_syntaxes is not None:

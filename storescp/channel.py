@@ -36,6 +36,8 @@ class Kind(enum.Enum):
     """Do not wait for them any longer."""
     COUNTED = b"n"
     """The worker's counts have changed: it has taken connections, or has more of them without an association."""
+    OWED = b"o"
+    """Something may be owed that the parent has to report."""
     READY = b"r"
     """The worker takes connections."""
     FAILED = b"f"

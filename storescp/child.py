@@ -65,7 +65,13 @@ class Child:
         self._departures = Departures(slot)
         recorder = counts.measurements.recorder(number) if config.http is not None else None
         self._receiver = Receiver(
-            config, reactor, slot.statistics, self._occupancy, self._departures, recorder
+            config,
+            reactor,
+            slot.statistics,
+            self._occupancy,
+            self._departures,
+            recorder,
+            owed=self._owed,
         )
         self._receiver.start(number)
         self._slot = slot
@@ -185,6 +191,9 @@ class Child:
     def _beat(self) -> None:
         self._slot.report(self._receiver.loads[0])
         self._reactor.callLater(BEAT, self._beat)
+
+    def _owed(self) -> None:
+        self._channel.send(Kind.OWED)  # without room for it, the parent looks by itself after a while
 
     def _stop(self) -> None:
         if not self._stopping:

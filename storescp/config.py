@@ -15,6 +15,7 @@ from typing import Final
 
 from storescp import config_limits as limits
 from storescp.config_access import ACCESS_OPTIONS, AccessConfig, read_access
+from storescp.config_commitment import COMMITMENT_OPTIONS, CommitmentSettings, read_commitment
 from storescp.config_file import ConfigError
 from storescp.config_limits import LIMIT_OPTIONS
 from storescp.config_negotiation import ASYNC_WINDOW, NEGOTIATION_OPTIONS, PREFER_FOR
@@ -121,6 +122,8 @@ class Config:
     access: AccessConfig
     http: str | None
     """Twisted endpoint string; None for no metrics and no page."""
+    commitment: CommitmentSettings | None
+    """None if it is not given."""
     log_patient_data: bool
     log_level: LogLevel
 
@@ -244,6 +247,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     *LIMIT_OPTIONS,
     _CHECK_CALLED_AE,
     *ACCESS_OPTIONS,
+    *COMMITMENT_OPTIONS,
     *WEB_OPTIONS,
     _LOG_PATIENT_DATA,
     _LOG_LEVEL,
@@ -289,18 +293,21 @@ def configured(settings: Settings) -> Config:
     """The server that *settings* describe. Raises ConfigError."""
     value, place = settings.value, settings.place
     storage_dir = value(_STORAGE_DIR)
-    index_db = (
-        value(_INDEX_DB) if settings.is_given("index-db") else str(storage_dir / ".storescp" / "index.db")
-    )
+    index_db: str | None = str(storage_dir / ".storescp" / "index.db")
+    if settings.is_given("index-db"):
+        index_db = value(_INDEX_DB)
     accept_names = value(_ACCEPT)
     listen = value(_LISTEN) if settings.is_given("listen") else (f"tcp:{value(_PORT)}",)
     listen, tls = read_tls(value, place, listen)
+    if value(_NO_INDEX):
+        index_db = None
+    access = read_access(value, place, settings.file, settings.sections.get("callers"))
     return Config(
         listen=listen,
         tls=tls,
         ae_title=value(_AE_TITLE),
         storage_dir=storage_dir,
-        index_db=None if value(_NO_INDEX) else index_db,
+        index_db=index_db,
         accept=resolve_accepted(accept_names),
         accept_names=accept_names,
         prefer=value(_PREFER),
@@ -325,7 +332,8 @@ def configured(settings: Settings) -> Config:
         min_rate=value(limits.MIN_RATE),
         progress_timeout=value(limits.PROGRESS_TIMEOUT),
         check_called_ae=value(_CHECK_CALLED_AE),
-        access=read_access(value, place, settings.file, settings.sections.get("callers")),
+        access=access,
+        commitment=read_commitment(value, settings.file, access.callers, tls, has_index=index_db is not None),
         http=value(HTTP),
         log_patient_data=value(_LOG_PATIENT_DATA),
         log_level=value(_LOG_LEVEL),

@@ -8,13 +8,14 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 import yaml
 
-from storescp.access import ANYONE, MAX_CALLERS, Caller, Callers, Network, is_pattern
+from storescp.access import ANYONE, MAX_CALLERS, Address, Caller, Callers, Network, is_pattern
 from storescp.config_file import ConfigError, is_null, kind, line
 from storescp.naming import Duplicate, is_safe_uid
 from storescp.option_values import (
@@ -337,6 +338,18 @@ def _directory(text: str) -> str:
     return text
 
 
+_host_and_port = re.compile(r"(tls:)?(\[[0-9A-Fa-f:.%]+\]|[0-9A-Za-z_.-]+):([0-9]{1,5})").fullmatch
+
+
+def _address(text: str) -> Address | None:
+    match = _host_and_port(text)
+    if match is not None and 1 <= int(match[3]) <= 65535:
+        return Address(match[2].strip("[]"), int(match[3]), bool(match[1]))
+    if text == "none":
+        return None
+    raise unexpected("none, or where reports go: HOST:PORT, [IPV6]:PORT, or tls:HOST:PORT", text)
+
+
 KEYS: dict[str, tuple[str, _List | Callable[[str], object]]] = {
     "addresses": ("addresses", _List(_networks, _tuple)),
     "called": ("called", _List(_called, _tuple)),
@@ -348,4 +361,5 @@ KEYS: dict[str, tuple[str, _List | Callable[[str], object]]] = {
     "duplicate": ("duplicate", lambda text: one_of(Duplicate)((text,))),
     "certificate": ("certificate", _List(_patterns, _tuple)),
     "user": ("user", _List(_patterns, _tuple)),
+    "commitment": ("commitment", _address),
 }

@@ -10,7 +10,7 @@ from zope.interface import Interface
 
 from storescp.access import Caller
 from storescp.dataset_head import Head
-from storescp.dimse import Status
+from storescp.dimse import Command, Status
 from storescp.naming import Duplicate
 from storescp.negotiation import AcceptedContext
 from storescp.pdu import Fragment, UserIdentity
@@ -105,7 +105,7 @@ class IAssociation(IFlow):
 
     ``caller`` is the rule that it stands under. ``contexts`` are the accepted presentation contexts by ID.
     ``operations_window`` is how many operations the peer may have outstanding, PS3.7 §D.3.3.3. ``can_send`` tells
-    whether a response can still be sent.
+    whether a response can still be sent, ``is_releasing`` whether the peer waits for nothing else.
     """
 
     calling_ae_title: str
@@ -115,6 +115,7 @@ class IAssociation(IFlow):
     contexts: dict[int, AcceptedContext]
     operations_window: int
     can_send: bool
+    is_releasing: bool
 
     def send_from_thread(presentation_context_id: int, data: bytes) -> bool:
         """Send an encoded command set now, from any thread; false if that is not possible, and nothing was sent."""
@@ -127,6 +128,9 @@ class IAssociation(IFlow):
 
     def hold_back(waits: bool) -> None:
         """Read no more of the peer, which has more operations outstanding than agreed; or go on."""
+
+    def send_message(presentation_context_id: int, command: bytes, data_set: bytes) -> None:
+        """Send an encoded command set and its data set."""
 
     def idle() -> None:
         """The user has no request left to answer: a release that waited for that goes on."""
@@ -149,6 +153,28 @@ class IAssociationUser(Interface):
         """The peer asks for release: whether that has to wait for answers, until :meth:`IAssociation.idle`."""
 
     def association_ended(*, released: bool) -> None:
+        """Nothing more comes, and nothing can be sent."""
+
+
+class IService(Interface):
+    """A service beside those of storage, on one association."""
+
+    def request(presentation_context_id: int, command: Command) -> bool:
+        """A request arrived on a context of this service; whether it wants the data set that follows.
+
+        Raises ProtocolViolation.
+        """
+
+    def response(command: Command) -> None:
+        """A response arrived, whose data set nobody wants. Raises ProtocolViolation."""
+
+    def write(data: memoryview) -> None:
+        """The next piece of that."""
+
+    def data_set_complete() -> None:
+        """It is complete."""
+
+    def association_ended() -> None:
         """Nothing more comes, and nothing can be sent."""
 
 

@@ -29,7 +29,13 @@ from storescp.pdu import (
     UserInformation,
 )
 from storescp.presentation import AcceptedClasses, Preference
-from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION, is_storage
+from storescp.sop_classes import (
+    PLAIN_TRANSFER_SYNTAXES,
+    STORAGE_COMMITMENT,
+    TRANSFER_SYNTAXES,
+    VERIFICATION,
+    is_storage,
+)
 
 # PS3.8 Table 9-21: result, source, reason.
 APPLICATION_CONTEXT_NOT_SUPPORTED = AAssociateRJ(1, 1, 2)
@@ -69,8 +75,9 @@ class Policy:
 
     ``called_ae_titles`` are the only titles answered to, None to answer to every one. ``abstract_syntaxes`` are all
     that are known by name; ``accept`` are the SOP classes of Storage, and may take others as well.
-    ``transfer_syntaxes`` are those of data sets: Verification has none, and goes in any. What is proposed first of
-    them is chosen, but for ``prefer``, and for ``prefer_for`` in its place for the SOP classes in it.
+    ``transfer_syntaxes`` are those of instances: Verification has no data set, and goes in any; Storage Commitment in
+    those without compression. What is proposed first of them is chosen, but for ``prefer``, and for ``prefer_for`` in
+    its place for the SOP classes in it.
     ``maximum_length`` is what we announce for P-DATA-TF, in bytes; ``operations_window`` how many operations a
     requestor that asks for it may have outstanding.
     """
@@ -158,7 +165,11 @@ def _answer(
     if role is not None and not role.scu:
         # The peer would only be the SCP, as one that retrieves by C-GET, and the SCU is what we never are.
         return PresentationContextResult(context.id, USER_REJECTION, _any_syntax(context))
-    taken = policy.transfer_syntaxes if abstract_syntax != VERIFICATION else TRANSFER_SYNTAXES.keys()
+    taken = policy.transfer_syntaxes
+    if abstract_syntax == VERIFICATION:
+        taken = TRANSFER_SYNTAXES.keys()
+    elif abstract_syntax == STORAGE_COMMITMENT:
+        taken = frozenset(PLAIN_TRANSFER_SYNTAXES)
     for rank in (*policy.prefer_for.get(abstract_syntax, policy.prefer), taken):
         for name in proposed:
             if name in rank and name in taken:

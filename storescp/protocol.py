@@ -230,6 +230,17 @@ class AssociationProtocol(Protocol):
         self._last_heard = self._clock.seconds()
         self._flush()
 
+    @property
+    def is_releasing(self) -> bool:
+        return self._releasing
+
+    def send_message(self, presentation_context_id: int, command: bytes, data_set: bytes) -> None:
+        # As one piece: what other threads send must not come between.
+        self._upper_layer.send_data(presentation_context_id, True, command)
+        self._upper_layer.send_data(presentation_context_id, False, data_set)
+        self._last_heard = self._clock.seconds()
+        self._flush()
+
     def send_from_thread(self, presentation_context_id: int, data: bytes) -> bool:
         encoded = self._upper_layer.encode_data(presentation_context_id, True, data)
         with self._sending:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from twisted.internet.base import ReactorBase
@@ -14,14 +14,18 @@ from storescp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from storescp.access import Access
 from storescp.archive import Archive, CannotOpen
 from storescp.authentication import Authenticator
+from storescp.commitment import CommitmentSCP
+from storescp.commitment_ledger import Ledger
+from storescp.commitment_store import CommitmentsUnavailable
 from storescp.config import Config, ConfigError
 from storescp.index import IndexUnavailable
 from storescp.limits import Admission, Limits
 from storescp.measurements import Duration, Measurements, Recorder
 from storescp.negotiation import Policy
 from storescp.protocol import AssociationFactory, AssociationProtocol
+from storescp.reporter import ClientTLS, Reporter
 from storescp.scp import StorageSCP
-from storescp.sop_classes import TRANSFER_SYNTAXES, VERIFICATION
+from storescp.sop_classes import STORAGE_COMMITMENT, TRANSFER_SYNTAXES, VERIFICATION
 from storescp.space import FreeSpace
 from storescp.statistics import Load, Occupancy, Statistics
 from storescp.store import InstanceStore
@@ -30,7 +34,8 @@ from storescp.store import InstanceStore
 class Receiver:
     """The associations that connections made by ``factory`` bring, and the archive behind them.
 
-    *statistics*, *occupancy*, *admission* and *recorder* may be those of one process of several.
+    *statistics*, *occupancy*, *admission* and *recorder* may be those of one process of several; *owed* is called when
+    another one has to report storage commitment. *client_tls* is that of the reports.
     """
 
     log = Logger()
@@ -43,6 +48,9 @@ class Receiver:
         occupancy: Occupancy | None = None,
         admission: Admission | None = None,
         recorder: Recorder | None = None,
+        *,
+        owed: Callable[[], object] | None = None,
+        client_tls: ClientTLS | None = None,
     ) -> None:
         self.config = config
         self.restarts = 0  # of workers, which there are none
@@ -65,8 +73,12 @@ class Receiver:
         )
         self.factory.recorder = self._recorder
         self._reactor = reactor
+        self._owed = owed
+        self._client_tls = client_tls
         self._archive: Archive | None = None
         self._store: InstanceStore | None = None
+        self._ledger: Ledger | None = None
+        self._reporter: Reporter | None = None
 
     @property
     def associations(self) -> int:
@@ -106,6 +118,11 @@ class Receiver:
         if self._recorder is not None:
             archive.committer.syncing = self._recorder.stopwatch(Duration.SYNC)
             archive.committer.indexing = self._recorder.stopwatch(Duration.INDEX)
+        if config.commitment is not None:
+            owed = self._owed or self._look
+            self._ledger = Ledger(config, self._reactor, archive.directory.root, worker or 0, owed)
+            if self._owed is None:
+                self._reporter = start_reporter(self._ledger, self._reactor, self._client_tls)
         self._store = InstanceStore(
             self._reactor,
             self._reactor,
@@ -127,6 +144,8 @@ class Receiver:
         self.config = config
         policy = _policy(config)
         self.factory.use(policy, _limits(config), _access(config, policy), users)
+        if self._ledger is not None:
+            self._ledger.use(config)
         if self._store is not None:
             self._store.digest = config.digest
             if self._store.space is not None:
@@ -135,7 +154,12 @@ class Receiver:
     @inlineCallbacks
     def stop(self) -> Generator[Deferred[Any], object, None]:
         """Let associations end, drain the writes, close the archive: in that order."""
+        reporting = self._reporter.stop(self.config.stop_timeout) if self._reporter is not None else None
         yield self.factory.drain(self.config.stop_timeout)
+        if reporting is not None:
+            yield reporting
+        if self._ledger is not None:
+            yield self._ledger.stop()
         if self._store is not None:
             yield self._store.worker.drained()
             self._store.stop()
@@ -145,6 +169,12 @@ class Receiver:
     def hurry(self) -> None:
         """Let no association end in its own time."""
         self.factory.abort_all()
+        if self._reporter is not None:
+            self._reporter.hurry()
+
+    def _look(self) -> None:
+        if self._reporter is not None:
+            self._reporter.look()
 
     def _make_user(self, association: AssociationProtocol) -> StorageSCP:
         assert self._store is not None
@@ -159,7 +189,12 @@ class Receiver:
             recorder=recorder.sender(title, is_known=self.factory.access.is_known(title))
             if recorder is not None
             else None,
+            commitment=self._make_commitment if self._ledger is not None else None,
         )
+
+    def _make_commitment(self, user: StorageSCP) -> CommitmentSCP:
+        assert self._ledger is not None
+        return CommitmentSCP(user, self._ledger, self._reactor)
 
     def _space_found(self, enough: bool, free: int) -> None:
         """Somebody has looked at the free space. Called by a worker's thread."""
@@ -183,7 +218,7 @@ def authenticator(config: Config) -> Authenticator | None:
 def _policy(config: Config) -> Policy:
     return Policy(
         called_ae_titles=frozenset((config.ae_title,)) if config.check_called_ae else None,
-        abstract_syntaxes=config.accept.uids | {VERIFICATION},
+        abstract_syntaxes=config.accept.uids | services(config),
         accept=config.accept,
         transfer_syntaxes=TRANSFER_SYNTAXES.keys(),
         prefer=config.prefer,
@@ -212,6 +247,21 @@ def _limits(config: Config) -> Limits:
 
 def _access(config: Config, policy: Policy) -> Access:
     return Access(config.access.callers, policy, user_required=config.access.auth_required)
+
+
+def services(config: Config) -> frozenset[str]:
+    """The SOP classes of the services beside storage."""
+    return frozenset((VERIFICATION, STORAGE_COMMITMENT) if config.commitment is not None else (VERIFICATION,))
+
+
+def start_reporter(ledger: Ledger, reactor: ReactorBase, client_tls: ClientTLS | None) -> Reporter:
+    """Have reported what is owed, from the last run of the server on. Raises CannotOpen."""
+    reporter = Reporter(ledger, reactor, client_tls)
+    try:
+        reporter.start()
+    except CommitmentsUnavailable as error:
+        raise CannotOpen(str(error)) from None
+    return reporter
 
 
 def report(log: Logger, archive: Archive) -> None:

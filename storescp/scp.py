@@ -1,6 +1,7 @@
 """The services: Verification (PS3.4 Annex A) and Storage (PS3.4 Annex B) as an SCP.
 
-What belongs here: what a message means and how it is answered. Where instances go is the store's business.
+What belongs here: what a message means and how it is answered. Where instances go is the store's business, and storage
+commitment that of :mod:`storescp.commitment`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from storescp.interfaces import (
     IAssociationUser,
     IIncomingInstance,
     IInstanceStore,
+    IService,
     Origin,
     Outcome,
 )
@@ -26,8 +28,11 @@ from storescp.logs import info_emitter
 from storescp.measurements import Sender
 from storescp.naming import Duplicate
 from storescp.pdu import Fragment
-from storescp.sop_classes import VERIFICATION
+from storescp.sop_classes import STORAGE_COMMITMENT, VERIFICATION
 from storescp.statistics import Statistics
+
+#: The SOP classes with a service of their own, whose contexts nothing is stored on.
+_NOT_STORAGE = frozenset((VERIFICATION, STORAGE_COMMITMENT))
 
 
 @implementer(IAssociationUser)
@@ -36,6 +41,8 @@ class StorageSCP:
 
     Whether the peer has the answer to an instance is told the store as soon as that is certain: of as many answers as
     requests have come beyond the window, for so many have made room for others; and of all when it asks for release.
+
+    *commitment* makes that of storage commitment, if it is given.
     """
 
     log = Logger()
@@ -50,9 +57,10 @@ class StorageSCP:
         max_object_size: int = 0,
         duplicate: Duplicate | None = None,
         recorder: Sender | None = None,
+        commitment: Callable[[StorageSCP], IService] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._association = association
+        self.association = self._association = association
         self._store = store
         self._statistics = statistics
         self._log_patient_data = log_patient_data
@@ -65,6 +73,9 @@ class StorageSCP:
         self._incoming: IIncomingInstance | None = None
         self._request: tuple[int, Command, float] | None = None  # whose data set is arriving
         self._refusal: tuple[Status, str] | None = None
+        self._make_commitment = commitment
+        self._commitment: IService | None = None
+        self._service: IService | None = None  # that wants the data set that is arriving
         self._outstanding = 0
         self._window = association.operations_window
         # Message IDs that a peer with a larger window waits for; whoever answers takes them out, before that.
@@ -100,6 +111,8 @@ class StorageSCP:
         incoming = self._incoming
         if incoming is not None:
             incoming.write(fragment.data)
+        elif self._service is not None:
+            self._service.write(fragment.data)
         if fragment.is_last:
             self._data_set_complete()
 
@@ -118,6 +131,18 @@ class StorageSCP:
         if self._incoming is not None:
             self._incoming.cancel()
             self._incoming = None
+        if self._commitment is not None:
+            self._commitment.association_ended()
+
+    def request_begun(self) -> None:
+        """A service has a request to answer, which a release has to wait for."""
+        self._outstanding += 1
+
+    def request_ended(self) -> None:
+        """It is answered."""
+        self._outstanding -= 1
+        if not self._outstanding:
+            self._association.idle()
 
     def _command(self, context_id: int, command: Command) -> None:
         self._statistics.messages += 1
@@ -128,21 +153,29 @@ class StorageSCP:
             )
         field = command.command_field
         if field == dimse.C_CANCEL_RQ or field & dimse.RESPONSE:
-            # Nothing here can be cancelled, and nothing was asked of the peer: there is nothing to answer.
-            self.log.debug("ignored command {field:04X}H", field=field)
+            if self._commitment is not None and field & dimse.RESPONSE:
+                self._commitment.response(command)
+            else:
+                # Nothing here can be cancelled, and nothing was asked of the peer: there is nothing to answer.
+                self.log.debug("ignored command {field:04X}H", field=field)
             return
         self._certain += 1
         if self._answered and self._certain > 0:
             self._settle_answered(self._certain, arrived=True)
         if field == dimse.C_STORE_RQ:
             self._c_store(context_id, command)
+        elif context.abstract_syntax == STORAGE_COMMITMENT and self._make_commitment is not None:
+            if self._commitment is None:
+                self._commitment = self._make_commitment(self)
+            if self._commitment.request(context_id, command):
+                self._service = self._commitment
         elif command.has_data_set:
             self._request = (context_id, command, 0.0)
             self._refusal = (Status.UNRECOGNIZED_OPERATION, "")
         elif field == dimse.C_ECHO_RQ and context.abstract_syntax == VERIFICATION:
-            self._respond(context_id, command, Status.SUCCESS)
+            self.respond(context_id, command, Status.SUCCESS)
         else:
-            self._respond(context_id, command, Status.UNRECOGNIZED_OPERATION)
+            self.respond(context_id, command, Status.UNRECOGNIZED_OPERATION)
 
     def _c_store(self, context_id: int, command: Command) -> None:
         association = self._association
@@ -153,7 +186,7 @@ class StorageSCP:
         refusal: tuple[Status, str] | None = None
         if sop_class != context.abstract_syntax:
             refusal = Status.SOP_CLASS_NOT_SUPPORTED, "not the SOP class of the presentation context"
-        elif sop_class == VERIFICATION:
+        elif sop_class in _NOT_STORAGE:
             refusal = Status.UNRECOGNIZED_OPERATION, ""
         elif self._invoked is not None and message_id in self._invoked:
             refusal = Status.DUPLICATE_INVOCATION, "an operation with this message ID is outstanding"
@@ -202,7 +235,10 @@ class StorageSCP:
         request, incoming = self._request, self._incoming
         self._request = self._incoming = None
         if request is None:
-            return  # of a command that gets no answer
+            service, self._service = self._service, None
+            if service is not None:
+                service.data_set_complete()
+            return  # else it is of a command that gets no answer
         if incoming is None:
             assert self._refusal is not None
             self._refuse(request, *self._refusal)
@@ -235,7 +271,7 @@ class StorageSCP:
                 status=status,
                 comment=comment,
             )
-        self._respond(context_id, command, status, comment)
+        self.respond(context_id, command, status, comment)
 
     def _stored(
         self, outcome: Outcome, request: tuple[int, Command, float], timing: Timing | None = None
@@ -284,7 +320,7 @@ class StorageSCP:
         for path in answered:
             tell(path)
 
-    def _respond(self, context_id: int, command: Command, status: int, comment: str = "") -> None:
+    def respond(self, context_id: int, command: Command, status: int, comment: str = "") -> None:
         """Answer what is no instance that was stored."""
         self._certain -= 1
         self._send(context_id, command, status, comment)

@@ -21,7 +21,12 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IOpenSSLClientConnectionCreator,
+    IProtocolFactory,
+    IStreamServerEndpoint,
+)
 from twisted.internet.protocol import Factory
 from twisted.logger import ILogObserver, Logger, LogLevel
 from twisted.python.components import Componentized
@@ -63,11 +68,11 @@ class StoreSCPService(Service):
         self._crew: Receiver | Supervisor
         self._factory: Factory
         if config.workers > 1:
-            self._crew = Supervisor(config, reactor, self._relay)
+            self._crew = Supervisor(config, reactor, self._relay, self._client_tls)
             self._factory = Factory()  # it makes nothing: the workers' do
             self._factory.noisy = False
         else:
-            self._crew = Receiver(config, reactor)
+            self._crew = Receiver(config, reactor, client_tls=self._client_tls)
             self._factory = self._crew.factory
         self._secure_factory: IProtocolFactory = self._factory
         self._tls: TLS | None = None
@@ -198,6 +203,11 @@ class StoreSCPService(Service):
         if isinstance(self.log_observer, LineObserver):
             self.log_observer.set_level(getattr(LogLevel, level.value))
 
+    def _client_tls(self) -> IOpenSSLClientConnectionCreator:
+        """What makes connections to others, with our credentials."""
+        assert self._tls is not None
+        return self._tls.client()
+
     def _listener(self, port: IListeningPort) -> socket.socket:
         """The socket of *port*, which from now on accepts nothing itself."""
         listener = getattr(port, "socket", None)
@@ -271,6 +281,12 @@ class StoreSCPService(Service):
                 certificate=str(config.tls.certificate),
                 what=config.tls.client_certificate.value,
                 revoked="looked up in revocation lists" if config.tls.crl else "no revocation lists",
+            )
+        if config.commitment is not None:
+            callers = (access.callers.default, *access.callers.known)
+            self.log.info(
+                "storage commitment: {count} rules for callers say where to report to",
+                count=sum(caller.commitment is not None for caller in callers),
             )
         for port, secure in self._ports:
             self.log.info("listening on {address}", address=_address(port) + ", TLS" * secure)

@@ -12,21 +12,24 @@ import os
 import pickle
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import IO
+from typing import IO, Any
 
 from twisted.internet.base import ReactorBase
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from storescp.archive import Archive, CannotOpen
+from storescp.commitment_ledger import Ledger
+from storescp.commitment_store import REPORTER
 from storescp.config import Config
 from storescp.logs import Repeated
 from storescp.measurements import Measurements
 from storescp.reader import Reader
-from storescp.receiver import close, report
+from storescp.receiver import close, report, start_reporter
+from storescp.reporter import ClientTLS, Reporter
 from storescp.shared import SharedAdmission, SharedCounts
 from storescp.statistics import Load, Statistics
 from storescp.worker_process import ORDERLY, Accepted, WorkerProcess
@@ -48,15 +51,24 @@ KILL_AFTER = 15.0
 class Supervisor:
     """The workers of a server, and what they have in common. The counterpart of a Receiver.
 
-    *relay* is given the lines that they log.
+    *relay* is given the lines that they log. What storage commitment owes is reported here, with *client_tls*.
     """
 
     log = Logger()
 
-    def __init__(self, config: Config, reactor: ReactorBase, relay: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        reactor: ReactorBase,
+        relay: Callable[[str], object],
+        client_tls: ClientTLS | None = None,
+    ) -> None:
         self.config = config
         self._reactor = reactor
         self._archive: Archive | None = None
+        self._client_tls = client_tls
+        self._ledger: Ledger | None = None
+        self._reporter: Reporter | None = None
         self._counts = SharedCounts.create(config.workers)
         self.measurements: Measurements | None = self._counts.measurements
         self.restarts = 0
@@ -74,6 +86,7 @@ class Supervisor:
                 ready=self._ready,
                 counted=lambda _: make_room(self._workers, self.config.max_pending),
                 ended=self._ended,
+                owed=self._look,
             )
             for number, slot in enumerate(self._counts.slots)
         ]
@@ -84,6 +97,7 @@ class Supervisor:
         self._early_ends = dict.fromkeys(self._workers, 0)
         self._replacements: dict[WorkerProcess, IDelayedCall] = {}
         self._stopping = False
+        self._reporting: Deferred[None] | None = None  # its end
         self._stopped: Deferred[None] = Deferred()
 
     @property
@@ -120,6 +134,9 @@ class Supervisor:
         """
         self._archive = archive = Archive(self.config)
         report(self.log, archive)
+        if self.config.commitment is not None:
+            self._ledger = Ledger(self.config, self._reactor, archive.directory.root, REPORTER, lambda: None)
+            self._reporter = start_reporter(self._ledger, self._reactor, self._client_tls)
         try:
             for worker in self._workers:
                 self._spawn(worker)
@@ -160,6 +177,8 @@ class Supervisor:
         self._configuration.close()
         self.config, self._configuration = config, new
         self._admission.limit(config.max_per_address, config.max_rate)
+        if self._ledger is not None:
+            self._ledger.use(config)
         for worker in self._workers:
             worker.configure(self._configuration)
         make_room(self._workers, config.max_pending)
@@ -169,11 +188,14 @@ class Supervisor:
         self._stopping = True
         self._set_accepting()
         self._close_left()
+        if self._reporter is not None:
+            self._reporting = self._reporter.stop(self.config.stop_timeout)
         for replacement in self._replacements.values():
             replacement.cancel()
         for worker in self._workers:
             worker.stop()
         deadline = self._reactor.callLater(self.config.stop_timeout + KILL_AFTER, self._kill)
+        self._stopped.addCallback(lambda _: self._stop_reporting())
         self._stopped.addCallback(lambda _: self._close(deadline))
         self._check_stopped()
         return self._stopped
@@ -182,6 +204,8 @@ class Supervisor:
         """Let no association end in its own time."""
         for worker in self._workers:
             worker.hurry()
+        if self._reporter is not None:
+            self._reporter.hurry()
 
     # -- connections --
 
@@ -283,6 +307,8 @@ class Supervisor:
 
     def _ended(self, worker: WorkerProcess, how: str, left: list[Accepted]) -> None:
         self._admission.ended(worker.number)
+        if self._reporter is not None:
+            self._reporter.freed(worker.number)
         self._left += left
         if self._stopping:
             self._close_left()
@@ -298,6 +324,17 @@ class Supervisor:
             how=how,
             delay=self._replace_later(worker),
         )
+
+    def _look(self) -> None:
+        if self._reporter is not None:
+            self._reporter.look()
+
+    @inlineCallbacks
+    def _stop_reporting(self) -> Generator[Deferred[Any], object, None]:
+        if self._reporting is not None:
+            yield self._reporting
+        if self._ledger is not None:
+            yield self._ledger.stop()
 
     def _check_stopped(self) -> None:
         if not any(worker.is_alive for worker in self._workers):

@@ -15,6 +15,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHandshakeListener,
+    IOpenSSLClientConnectionCreator,
     IOpenSSLServerConnectionCreator,
     IReactorTime,
     ITransport,
@@ -104,14 +105,31 @@ class TLS:
         self._context = _context(self.settings, credentials)
         self.credentials = credentials
 
+    def client(self) -> ClientTLS:
+        """What makes connections to others, with the credentials of the moment."""
+        assert self.credentials is not None
+        return ClientTLS(_context(self.settings, self.credentials, for_client=True))
+
     def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See IOpenSSLServerConnectionCreator."""
         assert self._context is not None
         return SSL.Connection(self._context, None)
 
 
-def _context(settings: TLSSettings, credentials: Credentials) -> SSL.Context:
-    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+@implementer(IOpenSSLClientConnectionCreator)
+class ClientTLS:
+    """Makes connections to others, who must show a certificate from our authorities. Whose it is, is not judged."""
+
+    def __init__(self, context: SSL.Context) -> None:
+        self._context = context
+
+    def clientConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """See IOpenSSLClientConnectionCreator."""
+        return SSL.Connection(self._context, None)
+
+
+def _context(settings: TLSSettings, credentials: Credentials, *, for_client: bool = False) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD if for_client else SSL.TLS_SERVER_METHOD)
     tls13 = settings.profile is TLSProfile.TLS13
     context.set_min_proto_version(SSL.TLS1_3_VERSION if tls13 else SSL.TLS1_2_VERSION)
     # RFC 9325 §3.3, §3.5: no compression, no renegotiation. The order of the suites is ours.
@@ -144,7 +162,10 @@ def _context(settings: TLSSettings, credentials: Credentials) -> SSL.Context:
         store.add_crl(revocations)
     if credentials.revocations:
         store.set_flags(crypto.X509StoreFlags.CRL_CHECK)
-    context.set_verify(_VERIFY[settings.client_certificate], _verified)
+    if for_client:
+        context.set_verify(SSL.VERIFY_PEER)
+    else:
+        context.set_verify(_VERIFY[settings.client_certificate], _verified)
     return context
 
 

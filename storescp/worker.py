@@ -12,13 +12,17 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any, Generic, ParamSpec, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads, IReactorTime
+from twisted.python.failure import Failure
 
 Job = TypeVar("Job")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: What is written to an eventfd(2): a number in the machine's order.
 _ONE = (1).to_bytes(8, sys.byteorder)
@@ -238,6 +242,51 @@ class Periodic:
     def _serve(self) -> None:
         while not self._stopped.wait(self._interval):
             self._run()
+
+
+class Aside:
+    """A thread that calls functions one after the other. There is none until one is called."""
+
+    def __init__(self, reactor: IReactorFromThreads) -> None:
+        self._reactor = reactor
+        self._background: Background[tuple[Deferred[Any], Callable[[], object]]] | None = None
+        self._outstanding = 0
+        self._drained: list[Deferred[None]] = []
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
+        """What *function* returns, or raises. To be called on the reactor's thread, on which it fires."""
+        if self._background is None:
+            self._background = Background(self._run)
+        self._outstanding += 1
+        deferred: Deferred[T] = Deferred()
+        self._background.put((deferred, partial(function, *args, **kwargs)))
+        return deferred
+
+    @inlineCallbacks
+    def stop(self) -> Generator[Deferred[None], object, None]:
+        """End the thread when all has fired that was called."""
+        while self._outstanding:
+            deferred: Deferred[None] = Deferred()
+            self._drained.append(deferred)
+            yield deferred
+        background, self._background = self._background, None
+        if background is not None:
+            background.stop()
+
+    def _run(self, jobs: list[tuple[Deferred[Any], Callable[[], object]]]) -> None:
+        for deferred, function in jobs:
+            try:
+                self._reactor.callFromThread(self._done, deferred.callback, function())
+            except Exception:  # noqa: BLE001 - whatever it is becomes the result
+                self._reactor.callFromThread(self._done, deferred.errback, Failure())
+
+    def _done(self, fire: Callable[[Any], None], result: object) -> None:
+        self._outstanding -= 1
+        fire(result)
+        if not self._outstanding:
+            drained, self._drained = self._drained, []
+            for deferred in drained:
+                deferred.callback(None)
 
 
 class Background(Generic[Job]):

@@ -46,7 +46,7 @@ class WorkerProcess:
 
     *relay* is given the lines that its processes write. Called with the place: *ready* when one has become ready to
     serve, *counted* when one says that its counts have changed, and *ended* when one has ended, with how, in words,
-    and the connections that it did not take.
+    and the connections that it did not take; *owed*, without it, when one says that something is owed.
     """
 
     log = Logger()
@@ -61,6 +61,7 @@ class WorkerProcess:
         ready: Callable[[WorkerProcess], None],
         counted: Callable[[WorkerProcess], None],
         ended: Callable[[WorkerProcess, str, list[Accepted]], None],
+        owed: Callable[[], None] = lambda: None,
     ) -> None:
         self.number = number
         self.is_ready = False
@@ -71,6 +72,7 @@ class WorkerProcess:
         self._ready = ready
         self._counted = counted
         self._ended = ended
+        self._owed = owed
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: Channel | None = None
         self._readers: list[Reader] = []
@@ -236,6 +238,8 @@ class WorkerProcess:
             self._send_configuration()
             self._let_go()
             self._counted(self)
+        elif message.kind is Kind.OWED:
+            self._owed()
         elif message.kind is Kind.FAILED:
             self.log.error("{why}", why=message.text)
 

@@ -36,7 +36,7 @@ from zope.interface import implementer
 from storescp import dimse
 from storescp.dimse import Status
 from storescp.extended_negotiation import OperationsWindow
-from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
+from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, IService, Origin, Outcome
 from storescp.limits import Limits
 from storescp.measurements import Measurements
 from storescp.negotiation import Policy
@@ -54,7 +54,7 @@ from storescp.pdu import (
 )
 from storescp.protocol import AssociationFactory, AssociationProtocol
 from storescp.scp import StorageSCP
-from storescp.sop_classes import STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
+from storescp.sop_classes import STORAGE_COMMITMENT, STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION
 from storescp.statistics import Statistics
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
@@ -381,6 +381,7 @@ class World:
         max_in_flight: int = 0,
         async_window: int = 64,
         measurements: Measurements | None = None,
+        commitment: Callable[[StorageSCP], IService] | None = None,
     ) -> None:
         recorder = measurements.recorder() if measurements is not None else None
         self.clock = Clock()
@@ -396,13 +397,14 @@ class World:
                 log_patient_data=log_patient_data,
                 max_object_size=max_object_size,
                 recorder=recorder.sender(association.calling_ae_title, is_known=False) if recorder else None,
+                commitment=commitment,
                 monotonic=self.clock.seconds,
             )
 
         self.factory = AssociationFactory(
             Policy(
                 called_ae_titles=None,
-                abstract_syntaxes=STORAGE_SOP_CLASSES.keys() | {VERIFICATION},
+                abstract_syntaxes=STORAGE_SOP_CLASSES.keys() | {VERIFICATION, STORAGE_COMMITMENT},
                 transfer_syntaxes=TRANSFER_SYNTAXES.keys(),
                 maximum_length=maximum_length,
                 implementation_class_uid="1.2.3",

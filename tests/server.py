@@ -269,6 +269,12 @@ class Server:
         self.case.assertEqual(len(farewells), 1, self.output)
         return {name: int(number) for name, number in farewells[0].groupdict().items()}
 
+    def kill(self) -> None:
+        """End it at once, as kill -9 does."""
+        self._stopped = True
+        self.process.kill()
+        self.wait()
+
     def _end(self) -> None:
         try:
             if not self._stopped:

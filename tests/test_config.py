@@ -16,6 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.access import Callers
 from storescp.config import OPTIONS, Config, ConfigError, Duplicate, LogLevel, Sync, gathered, load
 from storescp.config_access import KEYS, AccessConfig
+from storescp.config_commitment import CommitmentSettings
 from storescp.config_file import LARGE, MAX_FILE_SIZE, composed
 from storescp.naming import Naming
 from storescp.presentation import COMPRESSED, UNCOMPRESSED, AcceptedClasses
@@ -64,6 +65,7 @@ DEFAULTS = Config(
         jwt_issuer=None,
     ),
     http=None,
+    commitment=CommitmentSettings(delay=1.0, retry=60.0, keep=259200.0, max_items=10000, max_owed=1000),
     log_patient_data=False,
     log_level=LogLevel.INFO,
 )
@@ -142,6 +144,11 @@ class CommandLineTests(_TestCase):
                 "jwt-audience": "archive",
                 "jwt-issuer": "https://sso.example",
                 "http": "8080",
+                "commitment-delay": "0",
+                "commitment-retry": "2.5",
+                "commitment-keep": "60",
+                "commitment-max-items": "5",
+                "commitment-max-owed": "7",
                 "log-patient-data": True,
                 "log-level": "warn",
             },
@@ -195,10 +202,16 @@ class CommandLineTests(_TestCase):
                     jwt_issuer="https://sso.example",
                 ),
                 http="tcp:8080:interface=127.0.0.1",
+                commitment=CommitmentSettings(delay=0.0, retry=2.5, keep=60.0, max_items=5, max_owed=7),
                 log_patient_data=True,
                 log_level=LogLevel.WARN,
             ),
         )
+
+    def test_commitment(self) -> None:
+        """Storage commitment can be switched off, and is not given without an index."""
+        for given in ({"no-commitment": True}, {"no-index": True}):
+            self.assertIsNone(load(None, given).commitment)
 
     def test_index(self) -> None:
         """The index is below the storage directory, or where it is put, or nowhere."""
@@ -546,5 +559,8 @@ class OptionTests(SynchronousTestCase):
             option.parse((option.default,))
         self.assertEqual(
             [option.name for option in OPTIONS if option.is_flag],
-            ["no-index", "check-called-ae", "reject-unknown-callers", "auth-required", "log-patient-data"],
+            [
+                *("no-index", "check-called-ae", "reject-unknown-callers", "auth-required", "no-commitment"),
+                "log-patient-data",
+            ],
         )

@@ -30,7 +30,7 @@ PURE = (
 BLOCKING = (
     *("flushing", "part10", "index_schema", "index", "stored_file", "space", "tls_settings", "credentials"),
     *("config_file", "option_values", "settings", "config_access", "config_tls", "config_limits"),
-    *("config_negotiation", "config", "reloading", "tokens"),
+    *("config_negotiation", "config_commitment", "config", "reloading", "tokens"),
     *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive"),
     *("commitment_store", "commitment_check"),
     *("scu_errors", "scu_tls", "scu", "measurements", "shared", "channel", "config_web", "readiness"),
@@ -49,6 +49,7 @@ ADAPTERS = (
     "scp",
     "authentication",
     "tls",
+    *("commitment_ledger", "commitment", "requestor", "reporter"),
 )
 WORKERS = ("child", "worker_process", "supervisor")
 # From the bottom to the top: a module imports from its own layer and from those below.

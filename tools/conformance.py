@@ -17,6 +17,7 @@ from twisted.internet import reactor
 from twisted.internet.base import ReactorBase
 
 from storescp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, negotiation, pdu
+from storescp.commitment_data import ActionStatus, FailureReason
 from storescp.config import OPTIONS, load
 from storescp.dimse import Status
 from storescp.extended_negotiation import (
@@ -55,6 +56,24 @@ STATUSES = {
     Status.CANNOT_UNDERSTAND: "No data set, its head cannot be read, or a UID is missing or unsafe as a name",
 }
 
+ACTION_STATUSES = {
+    ActionStatus.SUCCESS: "That a report is owed is on the disk",
+    ActionStatus.PROCESSING_FAILURE: "A fault of our own; the log has it",
+    ActionStatus.NO_SUCH_SOP_INSTANCE: "Another instance than the well-known one",
+    ActionStatus.INVALID_ARGUMENT_VALUE: "Undecodable, nothing referred to, or the Transaction UID is in use",
+    ActionStatus.NO_SUCH_SOP_CLASS: "Another SOP class than that of the context",
+    ActionStatus.NO_SUCH_ACTION: "Another Action Type ID than 1",
+    ActionStatus.UNRECOGNIZED_OPERATION: "Another command than N-ACTION",
+    ActionStatus.RESOURCE_LIMITATION: "Beyond ``--commitment-max-items`` or ``--commitment-max-owed``; a failing disk",
+}
+
+FAILURE_REASONS = {
+    FailureReason.PROCESSING_FAILURE: "The file has another size than it was stored with, or cannot be read or synced",
+    FailureReason.NO_SUCH_OBJECT_INSTANCE: "The index has no such instance, or its file is gone",
+    FailureReason.CLASS_INSTANCE_CONFLICT: "The instance is stored under another SOP class",
+    FailureReason.REFERENCED_SOP_CLASS_NOT_SUPPORTED: "It is not stored, and of a SOP class that is not taken",
+}
+
 ITEMS = {
     0x51: "Maximum Length",
     0x52: "Implementation Class UID",
@@ -81,6 +100,8 @@ PARAMETERS = (
     ),
     *("max-assoc", "max-pending", "max-pdu", "max-object-size", "async-window", "timeout", "artim-timeout"),
     *("min-rate", "progress-timeout", "auth", "auth-required", "jwt-key", "tls-profile", "tls-client-cert"),
+    *("no-commitment", "commitment-delay", "commitment-retry", "commitment-keep"),
+    *("commitment-max-items", "commitment-max-owed"),
 )
 
 RESULTS = {1: "permanent", 2: "transient"}
@@ -240,6 +261,22 @@ def statuses() -> list[str]:
     )
 
 
+def commitment_statuses() -> list[str]:
+    """Statuses of the answers to requests for storage commitment."""
+    words = {status: status.name.replace("_", " ").lower() for status in ActionStatus}
+    return table(
+        ("Status", "Name", "When"),
+        *((f"{status:04X}H", words[status], ACTION_STATUSES[status]) for status in ActionStatus),
+    )
+
+
+def commitment_failures() -> list[str]:
+    """Reasons for which instances are not committed."""
+    return table(
+        ("Reason", "When"), *((f"{reason:04X}H", FAILURE_REASONS[reason]) for reason in FailureReason)
+    )
+
+
 def configuration() -> list[str]:
     """Options that an association is judged by."""
     options = {option.name: option for option in OPTIONS}
@@ -261,6 +298,8 @@ SECTIONS: dict[str, Callable[[], list[str]]] = {
     "results": results,
     "aborts": aborts,
     "statuses": statuses,
+    "commitment statuses": commitment_statuses,
+    "commitment failures": commitment_failures,
     "configuration": configuration,
 }
 
