@@ -22,6 +22,9 @@ from storescp.measurements import OTHER, Recorder
 from storescp.negotiation import LOCAL_LIMIT_EXCEEDED, REJECT_REASONS, Policy
 from storescp.statistics import Occupancy, Statistics
 
+#: Seconds that a stop leaves to connections that were made before it, to ask for their association.
+GRACE = 1.0
+
 
 class Connection(Protocol):
     """One of them."""
@@ -86,7 +89,7 @@ class Connections(Factory, Generic[P]):
         self.associations: set[P] = set()
         self._admitted: set[P] = set()
         self.pending: dict[P, None] = {}  # in the order of their coming
-        self._draining = False
+        self._is_closed = False
         self._drained: Deferred[None] | None = None
 
     def use(
@@ -103,7 +106,7 @@ class Connections(Factory, Generic[P]):
     def begin(self, caller: Caller) -> Refused | None:
         """Count one more association, if there is room for it."""
         why = REJECT_REASONS[LOCAL_LIMIT_EXCEEDED]
-        if not self._draining:
+        if not self._is_closed:
             if self.occupancy.begin(_counted(caller), caller.max_assoc):
                 return None
             if not self.occupancy.is_full:
@@ -198,24 +201,37 @@ class Connections(Factory, Generic[P]):
             self.occupancy.waiting(len(self.pending))
 
     def drain(self, deadline: float) -> Deferred[None]:
-        """Take no new associations, let the present ones end, abort after *deadline* seconds what is left.
+        """Let the associations end, and those that were on their way; abort after *deadline* seconds what is left.
 
+        Whose connection was accepted has not been refused: it may still ask for an association within GRACE.
         Fires when no connection is left.
         """
-        self._draining = True
         self._drained = Deferred()
-        for connection in list(self.pending):
-            if not connection.is_ending:  # who has just been released must still learn of it
-                connection.abort("the server stops")
-        timer = self.clock.callLater(deadline, self.abort_all)
-        self._drained.addCallback(lambda _: timer.cancel() if timer.active() else None)
-        self._drained.addCallback(lambda _: self.repeated.stop())
+        timers = (
+            self.clock.callLater(min(GRACE, deadline), self._close_door),
+            self.clock.callLater(deadline, self.abort_all),
+        )
+
+        def stop(_: None) -> None:
+            for timer in timers:
+                if timer.active():
+                    timer.cancel()
+            self.repeated.stop()
+
+        self._drained.addCallback(stop)
         drained = self._drained
         self._check_drained()
         return drained
 
+    def _close_door(self) -> None:
+        self._is_closed = True
+        for connection in list(self.pending):
+            if not connection.is_ending:  # who has just been released must still learn of it
+                connection.abort("the server stops")
+
     def abort_all(self) -> None:
         """Abort all associations, and cut soon after what is still connected."""
+        self._close_door()
         for connection in list(self.associations):
             connection.abort("the server stops")
         # An A-ABORT is on its way to each; who does not take it is cut by ARTIM or the abort timer.

@@ -25,6 +25,7 @@ from storescp.authentication import Authenticator
 from storescp.config import load
 from storescp.config_access import AccessConfig
 from storescp.config_file import ConfigError
+from storescp.connections import GRACE
 from storescp.interfaces import IAuthenticator, Unauthorized
 from storescp.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, UserIdentity
 from storescp.tokens import InvalidToken, TokenVerifier
@@ -338,6 +339,7 @@ class WaitingTests(SynchronousTestCase):
         self.asking(identity(2, "alice", "sesame"))
         drained: list[None] = []
         self.world.factory.drain(10).addCallback(drained.append)
+        self.world.clock.advance(GRACE)
         self.world.clock.advance(0)
         self.assertEqual((drained, self.slow.cancelled), ([None], 1))
 

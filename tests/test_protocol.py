@@ -12,6 +12,7 @@ from twisted.logger import LogEvent, LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp import dimse
+from storescp.connections import GRACE
 from storescp.negotiation import LOCAL_LIMIT_EXCEEDED
 from storescp.pdu import AAbort, AAssociateAC, AReleaseRP, AReleaseRQ
 from storescp.protocol import CLOSE_TIMEOUT, HIGH_WATER, LOW_WATER
@@ -640,10 +641,27 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual(self.world.clock.getDelayedCalls(), [])
 
     def test_pending_are_dropped(self) -> None:
-        """A connection without an association does not delay the stop."""
+        """A connection without an association delays the stop by no more than the moment that it has to ask for one."""
         peer = self.world.connect()
-        self.successResultOf(self.drain())
+        drained = self.drain()
+        self.assertTrue(peer.is_open)
+        self.world.clock.advance(GRACE)
+        self.world.clock.advance(0)
+        self.successResultOf(drained)
         self.assertFalse(peer.is_open)
+
+    def test_on_its_way(self) -> None:
+        """Who was connected when the stop began may still associate, and is served to the end."""
+        peer = self.world.connect()
+        drained = self.drain()
+        self.assertIsInstance(peer.associate(), AAssociateAC)
+        self.world.clock.advance(GRACE)
+        peer.store(b"data", "1.2.3")
+        self.world.memory.instances[0].end()
+        self.assertEqual(peer.statuses(), [0])
+        peer.release()
+        peer.hang_up()
+        self.successResultOf(drained)
 
     def test_last_words_are_delivered(self) -> None:
         """Who has been answered a release, but has not closed yet, is not cut off from the answer."""
@@ -657,9 +675,10 @@ class DrainTests(SynchronousTestCase):
         self.successResultOf(drained)
 
     def test_newcomers_are_rejected(self) -> None:
-        """Who asks for an association now is rejected like one too many."""
+        """Who asks for an association later is rejected like one too many."""
         self.world.associated()
         self.drain()
+        self.world.clock.advance(GRACE)
         self.assertEqual(self.world.connect().associate(), LOCAL_LIMIT_EXCEEDED)
 
     def test_deadline(self) -> None:
