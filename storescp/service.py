@@ -7,6 +7,7 @@ privileges, but for the ports, which may need them.
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import signal
 import socket
@@ -41,6 +42,7 @@ from storescp.readiness import Phase, Readiness
 from storescp.receiver import Receiver, authenticator
 from storescp.reloading import Reloading
 from storescp.supervisor import Supervisor
+from storescp.systemd import Systemd
 from storescp.tls_settings import TLSSettings, beneath, is_secure
 
 if TYPE_CHECKING:
@@ -87,6 +89,7 @@ class StoreSCPService(Service):
             if isinstance(self._crew, Receiver):
                 self._secure_factory = SecureFactory(self._tls, self._crew.factory, reactor)
         self.readiness = Readiness(self._crew)
+        self._systemd = Systemd(os.environ, reactor, self.readiness.faults, self._status)
         self._web: IStreamServerEndpoint | None = None
         self._web_factory: IProtocolFactory | None = None
         self._web_port: IListeningPort | None = None
@@ -166,6 +169,13 @@ class StoreSCPService(Service):
         """Read the settings again, and do as they say as far as that goes; or change nothing, and say why."""
         if not self.running:
             return
+        self._systemd.reloading()
+        try:
+            self._reload()
+        finally:
+            self._systemd.ready()
+
+    def _reload(self) -> None:
         try:
             reading = self._reloading.read() if self._reloading is not None else None
             config = reading.config if reading is not None else self.config
@@ -292,6 +302,7 @@ class StoreSCPService(Service):
             self.log.info("listening on {address}", address=_address(port) + ", TLS" * secure)
         if self._web_port is not None:
             self.log.info("metrics and page on {address}", address=_address(self._web_port))
+        self._systemd.ready()
 
     # -- stop --
 
@@ -300,13 +311,23 @@ class StoreSCPService(Service):
         """Stop listening, let associations end, drain the writes, close the index: in that order."""
         super().stopService()  # type: ignore[no-untyped-call]
         self.readiness.phase = Phase.STOPPING
+        self._systemd.stopping()
         self.log.info("stopping: {count} associations open", count=self._crew.associations)
         ports, self._ports = self._ports, []
         yield gatherResults([maybeDeferred(port.stopListening) for port, _ in ports])
         yield self._crew.stop()
         self._farewell()
+        self._systemd.stopped()
         if self._web_port is not None:  # until now: it tells why nothing is taken
             yield maybeDeferred(self._web_port.stopListening)
+
+    def _status(self) -> str:
+        """For systemctl status."""
+        statistics = self._crew.statistics
+        return (
+            f"{self.readiness.phase.value}: {self._crew.associations} associations,"
+            f" {statistics.instances_stored} instances stored, {statistics.instances_failed} failed"
+        )
 
     def _farewell(self) -> None:
         statistics = self._crew.statistics

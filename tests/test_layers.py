@@ -40,6 +40,7 @@ OPERATOR = (
     *("operator_peer", "operator_run", "operator", "__main__"),
 )
 ADAPTERS = (
+    "systemd",
     "logs",
     "interfaces",
     "worker",
