@@ -103,7 +103,7 @@ class SupervisordTests(SynchronousTestCase):
         ).stdout
 
     def test_life(self) -> None:
-        """The server runs and answers, comes back when it was killed, and stops in good order, with exit status 0."""
+        """The server answers, comes back when it was killed, reads its settings again, and stops with exit status 0."""
         self.start(f"--port {self.port}")
         first = self.started()
         os.kill(first, signal.SIGKILL)
@@ -111,6 +111,9 @@ class SupervisordTests(SynchronousTestCase):
         second = self.started()
         self.assertNotEqual(first, second)
         self.assertIn(f"RUNNING   pid {second}", self.control("status", "storescp"))
+
+        self.assertEqual(self.control("signal", "HUP", "storescp"), "storescp: signalled\n")
+        self.wait_for("SIGHUP: settings read again")
 
         self.assertEqual(self.control("stop", "storescp"), "storescp: stopped\n")
         (stopped,) = self.wait_for(r"stopped: storescp \((.*)\)")
