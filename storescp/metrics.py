@@ -58,7 +58,7 @@ class Snapshot:
         self.statistics = crew.statistics
         self.associations = crew.associations
         self.restarts = crew.restarts
-        self.loads: list[Load] = list(crew.loads.values())
+        self.loads: dict[int, Load] = dict(crew.loads)
         self.obstacles = readiness.obstacles()
         self.space: Space | None = None
         try:
@@ -92,7 +92,13 @@ def _one(value: Callable[[Snapshot], float]) -> Source:
 
 
 def _sum(value: Callable[[Load], float]) -> Source:
-    return lambda snapshot: (Sample(sum(map(value, snapshot.loads))),)
+    return lambda snapshot: (Sample(sum(map(value, snapshot.loads.values()))),)
+
+
+def _each(value: Callable[[Load], float]) -> Source:
+    return lambda snapshot: (
+        Sample(value(load), (str(number),)) for number, load in sorted(snapshot.loads.items())
+    )
 
 
 def _count(event: Event) -> Source:
@@ -146,6 +152,20 @@ METRICS: Final = (
         _C,
         "Workers that died and had to be replaced",
         _one(lambda s: s.restarts),
+    ),
+    Metric(
+        "storescp_process_cpu_seconds_total",
+        _C,
+        "CPU time of each process that serves associations, since its start",
+        _each(lambda load: load.cpu),
+        ("process",),
+    ),
+    Metric(
+        "storescp_process_resident_bytes",
+        _G,
+        "Memory of each process that serves associations",
+        _each(lambda load: load.resident),
+        ("process",),
     ),
     Metric("storescp_connections_total", _C, "Connections", _one(lambda s: s.statistics.connections)),
     Metric(

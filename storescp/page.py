@@ -76,7 +76,7 @@ def _page(snapshot: Snapshot, faults: Sequence[str], uptime: float) -> Tag:
             tags.h1(config.ae_title),
             tags.p(
                 f"storescp {__version__}, a DICOM Storage SCP; up for {_duration(uptime)};"
-                f" storing in {config.storage_dir}"
+                f" storing in {config.storage_dir.absolute()}"
             ),
             tags.div("Ready: images are taken.", class_="state good")
             if not troubles
@@ -102,7 +102,7 @@ def _page(snapshot: Snapshot, faults: Sequence[str], uptime: float) -> Tag:
 def _cards(snapshot: Snapshot) -> Tag:
     statistics, config = snapshot.statistics, snapshot.config
     answers = snapshot.measurements.durations(Duration.ANSWER)
-    in_flight = sum(load.in_flight for load in snapshot.loads)
+    in_flight = sum(load.in_flight for load in snapshot.loads.values())
     beyond = statistics.refused + statistics.dropped + statistics.slow + statistics.oversized
     cards = [
         ("Images stored", f"{statistics.instances_stored:,}", _bytes(statistics.bytes_stored)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from collections.abc import Callable, Generator
 from typing import Any
@@ -103,6 +104,8 @@ class Receiver:
                 store.worker.outstanding if store is not None else 0,
                 store.worker.batches if store is not None else 0,
                 archive.committer.unsettled if archive is not None else 0,
+                time.process_time(),
+                _resident(),
             )
         }
 
@@ -262,6 +265,12 @@ def start_reporter(ledger: Ledger, reactor: ReactorBase, client_tls: ClientTLS |
     except CommitmentsUnavailable as error:
         raise CannotOpen(str(error)) from None
     return reporter
+
+
+def _resident() -> int:
+    """See proc_pid_statm(5)."""
+    with open("/proc/self/statm", "rb") as statm:
+        return int(statm.read().split()[1]) * mmap.PAGESIZE
 
 
 def report(log: Logger, archive: Archive) -> None:

@@ -76,6 +76,10 @@ class Load(NamedTuple):
     """How often that has been through with what it had taken, since the start."""
     unsettled: int
     """Files that the journal answers for."""
+    cpu: float
+    """Seconds of CPU time that it has had."""
+    resident: int
+    """Bytes of its memory that are in the machine's."""
 
 
 class Occupancy:

@@ -38,7 +38,7 @@ class ReadinessTests(SynchronousTestCase):
     def report(self, number: int, jobs: int, batches: int, beat: float | None = None) -> None:
         """A process says how it is."""
         beat = self.clock.seconds() if beat is None else beat
-        self.crew.loads[number] = Load(beat, 0, 0, 0, jobs, batches, 0)
+        self.crew.loads[number] = Load(beat, 0, 0, 0, jobs, batches, 0, 0.0, 0)
 
     def test_phases(self) -> None:
         """It is ready while it runs: not before, and not while it stops."""

@@ -357,6 +357,10 @@ class WorkersTests(SynchronousTestCase):
             found = answered(server, 4)
             self.assertEqual(found.value("storescp_associations"), 4)
             self.assertEqual(found.value("storescp_workers"), 2)
+            for name in ("storescp_process_cpu_seconds_total", "storescp_process_resident_bytes"):
+                by_process = found.by(name, "process")
+                self.assertEqual(set(by_process), {("0",), ("1",)})
+                self.assertGreater(min(by_process.values()), 0)
             self.assertEqual(found.by("storescp_instances_total", "calling_ae"), {("CT0",): 2, ("CT1",): 2})
             self.assertEqual(found.value("storescp_answer_seconds_count"), 4)
             self.assertEqual(found.value("storescp_sync_seconds_count"), 4)

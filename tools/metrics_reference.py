@@ -48,8 +48,8 @@ Metrics
 -------
 
 Beside these there are those of the Python client for its process: ``process_cpu_seconds_total``,
-``process_resident_memory_bytes``, ``process_open_fds``, ``process_start_time_seconds`` and so on; with ``--workers``
-that is the process which accepts connections.
+``process_resident_memory_bytes``, ``process_open_fds``, ``process_start_time_seconds`` and so on. With ``--workers``
+that is the process which accepts connections; the others are in those named ``storescp_process_...``.
 """
 
 
