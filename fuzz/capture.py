@@ -10,12 +10,21 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
+from typing import TypeAlias
 
+from pydicom.uid import UID
 from pynetdicom import AE
+from pynetdicom.pdu_primitives import (
+    AsynchronousOperationsWindowNegotiation,
+    SCP_SCU_RoleSelectionNegotiation,
+    SOPClassCommonExtendedNegotiation,
+    SOPClassExtendedNegotiation,
+)
 from twisted.trial.unittest import SynchronousTestCase
 
 from fuzz import HERE
 from storescp import pdu
+from storescp.extended_negotiation import STORAGE_SERVICE_CLASS
 from storescp.part10 import FileMeta
 from storescp.pdu import AAssociateRQ, Fragment, PDUReader
 from tests.conversation import (
@@ -26,6 +35,13 @@ from tests.conversation import (
 )
 from tests.recorder import Recorder
 from tests.server import Server, run
+
+Item: TypeAlias = (
+    AsynchronousOperationsWindowNegotiation
+    | SCP_SCU_RoleSelectionNegotiation
+    | SOPClassCommonExtendedNegotiation
+    | SOPClassExtendedNegotiation
+)
 
 #: The byte in front of a conversation: in one piece, and then the peer hangs up.
 WHOLE = b"\x20"
@@ -72,6 +88,25 @@ def converse(port: int, images: list[pathlib.Path]) -> Iterator[str]:
     association = entity.associate("127.0.0.1", port)
     association.abort()
     yield "pynetdicom-abort"
+    association = entity.associate("127.0.0.1", port, ext_neg=list(items()))
+    association.send_c_store(images[0])
+    association.release()
+    yield "pynetdicom-items"
+
+
+def items() -> list[Item]:
+    """Every item of the user information that pynetdicom can propose."""
+    window = AsynchronousOperationsWindowNegotiation()
+    window.maximum_number_operations_invoked, window.maximum_number_operations_performed = 4, 1
+    role = SCP_SCU_RoleSelectionNegotiation()
+    role.sop_class_uid, role.scu_role, role.scp_role = UID(CT_IMAGE_STORAGE), True, True
+    extended = SOPClassExtendedNegotiation()
+    extended.sop_class_uid = UID(CT_IMAGE_STORAGE)
+    extended.service_class_application_information = b"\3\0\0\0\2"
+    common = SOPClassCommonExtendedNegotiation()
+    common.sop_class_uid, common.service_class_uid = UID("1.2.3.4"), UID(STORAGE_SERVICE_CLASS)
+    common.related_general_sop_class_identification = [UID(CT_IMAGE_STORAGE), UID("1.2.3")]
+    return [window, role, extended, common]
 
 
 def save(target: str, name: str, data: bytes) -> None:
@@ -117,8 +152,8 @@ def main() -> None:
     contexts = tuple(pdu.PresentationContext(2 * n + 1, "1.2.3", ("1.2", "1.3")) for n in range(128))
     save("pdus", "many-contexts", b"\x00" + AAssociateRQ("A", "B", contexts).encode())
     save("pdus", "refusals", b"\x01" + pdu.AAssociateRJ(1, 1, 7).encode() + pdu.AAbort(2, 6).encode())
-    items = struct.pack(">BxH", 0x58, 10) + b"\2\1\0\1A\0\3xyz" + struct.pack(">BxHHH", 0x53, 4, 1, 1)
-    save("user_information", "identity-and-window", items)
+    identity = struct.pack(">BxH", 0x58, 10) + b"\2\1\0\1A\0\3xyz" + struct.pack(">BxHHH", 0x53, 4, 1, 1)
+    save("user_information", "identity-and-window", identity)
 
 
 if __name__ == "__main__":

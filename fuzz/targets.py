@@ -12,8 +12,12 @@ import struct
 from collections.abc import Callable, Iterator
 
 from fuzz import HERE, NAMES
-from storescp import dataset_head, dimse, pdu, stored_file
+from storescp import dataset_head, dimse, extended_negotiation, pdu, stored_file
 from storescp.dataset_head import Head, HeadError, HeadReader
+from storescp.extended_negotiation import CommonExtendedNegotiation, ExtendedNegotiation, RoleSelection
+from storescp.negotiation import Policy, negotiate
+from storescp.presentation import resolve_accepted
+from storescp.sop_classes import VERIFICATION
 from storescp.stored_file import NotAnInstance
 from tests.conversation import World
 
@@ -70,9 +74,26 @@ def pdus(data: bytes) -> None:
             assert pdu.decode(encoded).encode() == encoded
 
 
+_CT, _UNKNOWN, _EXPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.3.4", "1.2.840.10008.1.2.1"
+_CONTEXTS = tuple(
+    pdu.PresentationContext(2 * n + 1, uid, (_EXPLICIT,))
+    for n, uid in enumerate((_CT, VERIFICATION, _UNKNOWN))
+)
+_POLICY = Policy(
+    called_ae_titles=None,
+    abstract_syntaxes=frozenset((_CT, VERIFICATION)),
+    accept=resolve_accepted(("CT", "declared")),
+    transfer_syntaxes=frozenset((_EXPLICIT,)),
+    maximum_length=16384,
+    implementation_class_uid="1.2.3",
+    implementation_version_name="FUZZ",
+    operations_window=64,
+)
+
+
 def user_information(data: bytes) -> None:
-    """The user information items of an A-ASSOCIATE-RQ."""
-    request = pdu.AAssociateRQ("A", "B", ()).encode()
+    """The user information items of an A-ASSOCIATE-RQ, and what is answered to them."""
+    request = pdu.AAssociateRQ("A", "B", _CONTEXTS).encode()
     item = request.index(pdu.UserInformation().encode())
     body = request[6:item] + struct.pack(">BxH", 0x50, len(data[:65535])) + data[:65535]
     try:
@@ -81,6 +102,17 @@ def user_information(data: bytes) -> None:
         return
     assert isinstance(decoded, pdu.AAssociateRQ)
     assert pdu.decode(decoded.encode()) == decoded
+    answer = negotiate(decoded, _POLICY)
+    assert isinstance(answer, pdu.AAssociateAC)
+    assert pdu.decode(answer.encode()) == answer
+    assert {item for item, _ in answer.user_information.other} <= {0x53, 0x54, 0x56}
+    others = decoded.user_information.other
+    for role in extended_negotiation.decoded(RoleSelection, others).values():
+        assert RoleSelection.decode(role.item[1]) == role
+    for extended in extended_negotiation.decoded(ExtendedNegotiation, others).values():
+        assert ExtendedNegotiation.decode(extended.item[1]) == extended
+    for common in extended_negotiation.decoded(CommonExtendedNegotiation, others).values():
+        assert CommonExtendedNegotiation.decode(common.item[1]) == common
 
 
 # -- messages --
