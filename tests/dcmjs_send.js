@@ -2,18 +2,19 @@
 //
 // Sends the files, or an echo, with the options given to Client.send, and prints what it was told as JSON, in the last
 // line. "contexts" are SOP classes proposed besides, "abort" has it abort in the place of the first answer, "get" means
-// C-GET, which proposes to be the SCP of storage. The keys of "tls" are files.
+// C-GET, which proposes to be the SCP of storage, "commit" is a SOP class and instance of which storage commitment is
+// asked: it aborts when it has confirmed the report. The keys of "tls" are files.
 
 'use strict';
 
 const fs = require('fs');
-const { Client, association, constants, log, requests } = require('dcmjs-dimse');
+const { Client, Dataset, association, constants, log, requests, responses } = require('dcmjs-dimse');
 
 const given = JSON.parse(process.argv[2]);
 log.setLevel('error');
 
 const client = new Client();
-const said = { statuses: [], events: [] };
+const said = { statuses: [], events: [], reports: [] };
 
 for (const file of given.files || []) {
   client.addRequest(new requests.CStoreRequest(file));
@@ -22,6 +23,20 @@ if (given.get) {
   const request = requests.CGetRequest.createStudyGetRequest('1.2.3');
   request.setAddStorageSopClassesToAssociation(true);
   client.addRequest(request);
+} else if (given.commit) {
+  const [sopClass, sopInstance] = given.commit;
+  const request = new requests.NActionRequest('1.2.840.10008.1.20.1', '1.2.840.10008.1.20.1.1', 1);
+  const item = { ReferencedSOPClassUID: sopClass, ReferencedSOPInstanceUID: sopInstance };
+  request.setDataset(new Dataset({ TransactionUID: '1.2.3.4', ReferencedSOPSequence: [item] }));
+  client.addRequest(request);
+  client.on('nEventReportRequest', (report, respond) => {
+    said.reports.push(report.getEventTypeId());
+    const response = responses.NEventReportResponse.fromRequest(report);
+    response.setStatus(constants.Status.Success);
+    respond(response);
+    client.abort();
+  });
+  client.on('closed', () => process.exit(0));
 } else if (!given.files) {
   client.addRequest(new requests.CEchoRequest());
 }

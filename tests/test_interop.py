@@ -37,6 +37,7 @@ from tests.pki import Authority
 from tests.raw_scu import CT, EXPLICIT
 from tests.recorder import Recorder, pdus
 from tests.server import DEADLINE, ROOT, Server, data_set_of, environment, free_port, run, temporary_directory
+from tests.test_commitment_end_to_end import Modality
 from tests.test_end_to_end import DATA, dcmtk_profile
 
 DOCUMENT = ROOT / "docs" / "interop.rst"
@@ -49,6 +50,7 @@ FEATURES: Final = {
     "extended": "extended negotiation",
     "user": "user identity",
     "tls": "TLS",
+    "commitment": "storage commitment",
     "large": "an image of 8 MB",
     "released": "release",
     "aborted": "abort",
@@ -61,6 +63,7 @@ FILES = (
 )
 
 LARGE = "1.2.3.8"
+CT_UID = str(pydicom.dcmread(DATA / "CT_small.dcm").SOPInstanceUID)
 EXTENDED = ExtendedNegotiation(CT, bytes((3, 0, 0, 0, 2)))
 ANSWERED = ExtendedNegotiation(CT, bytes((2, 0, 3, 0, 0)))
 
@@ -83,11 +86,16 @@ class Cells:
         self.authority = Authority(self.home)
         certificate, key = self.authority.issue("localhost")
         (self.home / "users").write_text("alice:secret\n")
+        self.report_port = free_port()
+        (self.home / "storescp.yaml").write_text(
+            f"callers: {{ORTHANC: {{commitment: '127.0.0.1:{self.report_port}'}}}}"
+        )
         self.server = Server(
             case,
             *("--listen", "tls:0:interface=127.0.0.1", "--tls-certificate", certificate, "--tls-key", key),
             *("--tls-client-cert", "request", "--tls-ca", self.authority.file),
             *("--auth", f"file:{self.home / 'users'}", "--duplicate", "replace"),
+            *("--config", self.home / "storescp.yaml"),
         )
         self.tls_port = int(self.server.wait_for(r"port (\d+), TLS")[1])
         self.recorder = Recorder(self.server.address)
@@ -143,6 +151,10 @@ class Cells:
         self.case.assertIn(EXTENDED.item, self.recorder.request().user_information.other)
         self.case.assertIn(ANSWERED.item, self.recorder.acceptance().user_information.other)
 
+    def is_committed(self) -> None:
+        """A request for one instance was reported on, and the sender has confirmed the report."""
+        self.server.wait_for(r"reported to \S+ \S.*: 1 of 1 instances committed")
+
     def files(self) -> list[pathlib.Path]:
         """FILES, without what the sender cannot send."""
         return [DATA / name for name in FILES]
@@ -170,7 +182,7 @@ class DCMTK(Cells):
     """storescu."""
 
     name = "DCMTK"
-    cannot: ClassVar = {"window": "has no option for it"}
+    cannot: ClassVar = {"window": "has no option for it", "commitment": "has no user of it"}
 
     def store(self, *arguments: object, port: object = None) -> str:
         """Run storescu, which has to succeed."""
@@ -322,6 +334,15 @@ class Pynetdicom(Cells):
         self.store(DATA / "CT_small.dcm", port=self.tls_port, tls=context)
         self.server.wait_for("speaks TLSv1.[23]")
 
+    def commitment(self) -> None:
+        self.store(DATA / "CT_small.dcm")
+        modality = Modality(self.case, "PYNETDICOM")
+        association = modality.associate(self.server, role=(True, False))
+        self.case.assertEqual(modality.ask(association, "1.2.3", [(CT, CT_UID)]), 0)
+        self.case.assertEqual(modality.reported(), (1, "1.2.3", [CT_UID], []))
+        association.release()
+        self.is_committed()
+
     def large(self) -> None:
         self.store(path := self.large_file())
         self.is_same(path)
@@ -345,6 +366,7 @@ class GDCM(Cells):
         "extended": "has no option for it",
         "user": "has no option for it",
         "tls": "has no TLS",
+        "commitment": "has no user of it",
         "aborted": "never aborts",
     }
 
@@ -380,7 +402,7 @@ class Orthanc(Cells):
     name = "Orthanc"
     cannot: ClassVar = {
         "window": "has no option for it",
-        "role": "only for storage commitment",
+        "role": "has no option for it",
         "extended": "has no option for it",
         "user": "has no option for it",
         "aborted": "has no command for it",
@@ -396,7 +418,8 @@ class Orthanc(Cells):
                 {
                     "StorageDirectory": str(self.home / "db"),
                     "IndexDirectory": str(self.home / "db"),
-                    "DicomServerEnabled": False,
+                    "DicomAet": "ORTHANC",
+                    "DicomPort": self.report_port,
                     "HttpPort": self._http,
                     "RemoteAccessAllowed": False,
                     "AuthenticationEnabled": False,
@@ -433,7 +456,7 @@ class Orthanc(Cells):
         else:
             case.fail(said)
 
-    def post(self, path: str, data: bytes) -> dict[str, object]:
+    def rest(self, path: str, data: bytes | None = None) -> dict[str, object]:
         """Ask its REST interface for something."""
         request = urllib.request.Request(f"http://127.0.0.1:{self._http}/{path}", data)
         with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
@@ -442,8 +465,8 @@ class Orthanc(Cells):
 
     def store(self, *paths: pathlib.Path, modality: str = "clear") -> None:
         """Give it these files, and have it send them."""
-        instances = [self.post("instances", path.read_bytes())["ID"] for path in paths]
-        answer = self.post(f"modalities/{modality}/store", json.dumps(instances).encode())
+        instances = [self.rest("instances", path.read_bytes())["ID"] for path in paths]
+        answer = self.rest(f"modalities/{modality}/store", json.dumps(instances).encode())
         self.case.assertEqual((answer["InstancesCount"], answer["FailedInstancesCount"]), (len(paths), 0))
 
     def syntaxes(self) -> None:
@@ -462,6 +485,13 @@ class Orthanc(Cells):
     def tls(self) -> None:
         self.store(DATA / "CT_small.dcm", modality="tls")
         self.server.wait_for("certificate 'CN=orthanc,O=Hospital'")
+
+    def commitment(self) -> None:
+        self.store(DATA / "CT_small.dcm")
+        asked = json.dumps({"DicomInstances": [[CT, CT_UID]]})
+        transaction = self.rest("modalities/clear/storage-commitment", asked.encode())["ID"]
+        self.is_committed()
+        self.case.assertEqual(self.rest(f"storage-commitment/{transaction}")["Status"], "Success")
 
     def large(self) -> None:
         self.store(path := self.large_file())
@@ -492,7 +522,7 @@ class DcmjsDimse(Cells):
         given["files"] = [str(path) for path in paths]
         said = self.send(port=port, **given)
         events = ["associationAccepted", "associationReleased", "closed"]
-        self.case.assertEqual(said, {"statuses": [0] * len(paths), "events": events})
+        self.case.assertEqual(said, {"statuses": [0] * len(paths), "events": events, "reports": []})
 
     def files(self) -> list[pathlib.Path]:
         return [path for path in super().files() if "BigEnd" not in path.name]  # whose date it refuses
@@ -536,6 +566,12 @@ class DcmjsDimse(Cells):
     def tls(self) -> None:
         self.store(DATA / "CT_small.dcm", port=self.tls_port, tls={"ca": str(self.authority.file)})
         self.server.wait_for("speaks TLSv1.[23]")
+
+    def commitment(self) -> None:
+        self.store(DATA / "CT_small.dcm")
+        said = self.send(commit=[CT, CT_UID], options={"associationLingerTimeout": 60000})
+        self.case.assertEqual(said["reports"], [1])
+        self.is_committed()
 
     def large(self) -> None:
         self.store(path := self.large_file())
