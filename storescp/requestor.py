@@ -116,6 +116,7 @@ class RequestedAssociation(Protocol):
         match indication:
             case AssociateConfirmation(response):
                 if isinstance(response, AAssociateRJ):
+                    self._flush()
                     self._fail(str(Rejected(response)))
                 else:
                     self._fire(response)
@@ -123,10 +124,12 @@ class RequestedAssociation(Protocol):
                 self._fragment(indication)
             case ReleaseIndication():
                 self._upper_layer.release_response()
+                self._flush()
                 self._fail("the peer released the association instead of an answer")
             case ReleaseConfirmation():
                 self._fire(None)
             case AbortIndication():
+                self._flush()
                 self._fail(str(aborted(indication)))
 
     def _fragment(self, fragment: Fragment) -> None:
@@ -175,7 +178,7 @@ class RequestedAssociation(Protocol):
         if self._upper_layer.is_established:
             self._upper_layer.abort()
             self._flush()
-        else:
+        elif self._closing is None:
             self._cut()
         self._fail(why)
 
