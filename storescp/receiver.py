@@ -149,6 +149,8 @@ class Receiver:
         self.factory.use(policy, _limits(config), _access(config, policy), users)
         if self._ledger is not None:
             self._ledger.use(config)
+        if self._reporter is not None:
+            self._reporter.hasten()
         if self._store is not None:
             self._store.digest = config.digest
             if self._store.space is not None:

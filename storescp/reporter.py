@@ -105,6 +105,13 @@ class Reporter:
             freed = ledger.call(ledger.store.free, holder, ledger.wall_clock())
             freed.addErrback(ledger.failed).addCallback(lambda _: self.look())
 
+    def hasten(self) -> None:
+        """There may be other addresses: try everything again now."""
+        ledger = self._ledger
+        if ledger.store.exists:
+            hastened = ledger.call(ledger.store.hasten, ledger.wall_clock())
+            hastened.addErrback(ledger.failed).addCallback(lambda _: self.look())
+
     @inlineCallbacks
     def stop(self, timeout: float) -> Generator[Deferred[Any], Any, None]:
         """Begin nothing any more; what is under way has *timeout* seconds."""

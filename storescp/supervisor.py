@@ -179,6 +179,8 @@ class Supervisor:
         self._admission.limit(config.max_per_address, config.max_rate)
         if self._ledger is not None:
             self._ledger.use(config)
+        if self._reporter is not None:
+            self._reporter.hasten()
         for worker in self._workers:
             worker.configure(self._configuration)
         make_room(self._workers, config.max_pending)

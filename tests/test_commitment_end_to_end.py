@@ -265,6 +265,36 @@ class ReportTests(_TestCase):
         association.release()
         server.stop()
 
+    def test_directory(self) -> None:
+        """A caller with a directory of its own is told of what is there, and of nothing else."""
+        config = self.home / "storescp.yaml"
+        config.write_text("callers: {CT1: {directory: ct1}}")
+        server = Server(self, "--config", config, "--commitment-delay", "0")
+        self.assertEqual(run("storescu", "-aet", "CT1", *server.address, CT).returncode, 0)
+        self.assertEqual(run("storescu", *server.address, MR).returncode, 0)
+        association = self.modality.associate(server)
+        self.assertEqual(self.modality.ask(association), 0)
+        self.assertEqual(self.modality.reported(), (2, "1.2.3", [CT_UID], [(MR_UID, 0x0112)]))
+        association.release()
+        server.stop()
+
+    def test_reload(self) -> None:
+        """An address that comes by SIGHUP has what is owed delivered, in one process and with several."""
+        for workers in ("1", "2"):
+            config = self.home / "storescp.yaml"
+            config.write_text("ae-title: STORESCP")
+            server = Server(self, "--config", config, "--workers", workers)
+            self.store(server)
+            self.assertEqual(self.modality.ask_once(server), 0)
+            server.wait_for("nowhere to report to CT1")
+            self.options()
+            stop = self.modality.listen()
+            server.send_signal(signal.SIGHUP)
+            self.assertEqual(self.modality.reported(), ALL)
+            server.wait_for("2 of 2 instances committed")
+            server.stop()
+            stop()
+
     def test_never_synced(self) -> None:
         """With --sync never the files are brought to the disk before the report says that they are safe."""
         server = self.start("--sync", "never")

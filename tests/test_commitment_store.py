@@ -121,6 +121,13 @@ class DueTests(_TestCase):
         self.assertEqual(store.begin(70.0), 2)
         self.assertEqual([one.request for one in store.claim(70.0, 9)], [request(1), request(2)])
 
+    def test_hasten(self) -> None:
+        """What is due later can be made due now, but for what somebody is at."""
+        self.store.let_go(self.taken(1).id, 1e9)
+        self.taken(2)
+        self.store.hasten(20.0)
+        self.assertEqual([one.request for one in self.store.claim(20.0, 9)], [request(1)])
+
     def test_order(self) -> None:
         """The longest due comes first, as many as are wanted."""
         for number, due in ((1, 30.0), (2, 10.0), (3, 20.0)):
