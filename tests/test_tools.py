@@ -71,7 +71,9 @@ class PrepareTests(SynchronousTestCase):
         tools.mkdir()
         prepare = (ROOT / "tools" / "prepare").read_text()
         self.assertIn(":/usr/sbin:/sbin", prepare)  # what is really installed there must not count
-        (tools / "prepare").write_text(prepare.replace(":/usr/sbin:/sbin", ""))
+        self.assertIn("/usr/lib/*/rsyslog/", prepare)
+        prepare = prepare.replace(":/usr/sbin:/sbin", "").replace("/usr/lib/*/rsyslog", str(self.bin))
+        (tools / "prepare").write_text(prepare)
         (tools / "prepare").chmod(0o755)
 
     def program(self, name: str, script: str) -> None:
@@ -85,7 +87,17 @@ class PrepareTests(SynchronousTestCase):
         for name in DCMTK:
             self.program(name, f"echo '{dcmtk}'")
         filesystems = ("mount", "mkfs.ext4", "e2fsck", "mkfs.xfs", "mkfs.btrfs")
-        for name in ("gdcmscu", "Orthanc", "openssl", "promtool", "strace", "systemd-analyze", *filesystems):
+        others = (
+            "gdcmscu",
+            "Orthanc",
+            "openssl",
+            "promtool",
+            "strace",
+            "systemd-analyze",
+            "rsyslogd",
+            "logrotate",
+        )
+        for name in (*others, "lmnsd_ossl.so", *filesystems):
             self.program(name, ":")
 
     def python(self, *, version: str = "3, 11", venv: bool = True) -> None:
