@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from twisted.internet import reactor
 
+from storescp.audit_settings import Transport
 from storescp.config import Config, ConfigError
 from storescp.receiver import authenticator
 from storescp.service import CannotStart, endpoint_of
@@ -42,6 +43,15 @@ def mistakes_of(config: Config, warnings: list[str]) -> Iterator[str]:
                 warnings += TLS(config.tls).load()
             except BadCredentials as error:
                 yield str(error)
+    if config.logs.audit is not None and config.logs.audit.transport is Transport.TLS:
+        try:
+            from storescp.syslog_tls import Client
+
+            Client(config.logs.audit)
+        except ImportError as error:
+            yield f"audit: expected the packages that pip install 'storescp[tls]' brings, got: {error}"
+        except ValueError as error:
+            yield str(error)
     place = os.path.abspath(config.storage_dir)
     while not os.path.lexists(place):
         place = os.path.dirname(place)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import reactor as _reactor
 from twisted.internet.interfaces import IProtocolFactory
 from twisted.internet.posixbase import PosixReactorBase
-from twisted.logger import Logger, LogLevel, globalLogBeginner, globalLogPublisher
+from twisted.logger import Logger, globalLogBeginner, globalLogPublisher
 from twisted.python.failure import Failure
 
 from storescp.archive import CannotOpen
@@ -30,6 +30,7 @@ from storescp.receiver import Receiver
 from storescp.shared import Departures, SharedCounts, SharedOccupancy
 
 if TYPE_CHECKING:
+    from storescp.audit import Audit
     from storescp.tls import TLS
 
 #: Messages that are taken in one turn.
@@ -73,6 +74,12 @@ class Child:
             recorder,
             owed=self._owed,
         )
+        self._audit: Audit | None = None
+        if config.logs.audit is not None:
+            from storescp.audit import Audit
+
+            self._audit = Audit(config.logs.audit, config.ae_title, reactor)
+            self._receiver.report_to(self._audit)
         self._receiver.start(number)
         self._slot = slot
         self._beat()
@@ -91,6 +98,8 @@ class Child:
     def start(self) -> None:
         """Take connections."""
         self._channel.set_blocking(False)
+        if self._audit is not None:
+            self._audit.start()
         self._channel.send(Kind.READY)
         self._reader.start()
 
@@ -158,7 +167,7 @@ class Child:
             return
         if self._tls is not None and config.tls is not None:
             self._tls.settings = config.tls  # the credentials come before the next connection that needs them
-        self._observer.set_level(getattr(LogLevel, config.log_level.value))
+        self._observer.set_levels(config.logs.levels)
 
     def _serve(self, descriptor: int, factory: IProtocolFactory) -> bool:
         """Whether the connection is there."""
@@ -198,7 +207,11 @@ class Child:
     def _stop(self) -> None:
         if not self._stopping:
             self._stopping = True
-            self._receiver.stop().addErrback(self._failed).addCallback(lambda _: self._reactor.stop())
+            stopped = self._receiver.stop().addErrback(self._failed)
+            if self._audit is not None:
+                audit = self._audit
+                stopped.addCallback(lambda _: audit.stop())
+            stopped.addCallback(lambda _: self._reactor.stop())
 
     def _failed(self, failure: Failure) -> None:
         self.log.failure("cannot stop in good order", failure)
@@ -236,7 +249,7 @@ def main(number: int, workers: int, channel_descriptor: int, counts_descriptor: 
     try:
         # Not from where it stands: whoever starts after us shares its position.
         config: Config = pickle.loads(os.pread(0, os.fstat(0).st_size, 0))
-        observer = line_observer(Output(), getattr(LogLevel, config.log_level.value), _reactor)
+        observer = line_observer(Output(), config.logs, _reactor)
         globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
         counts = SharedCounts(counts_descriptor, workers)
         child = Child(_reactor, channel, counts, number, config, observer)

@@ -18,9 +18,11 @@ from storescp.config_access import ACCESS_OPTIONS, AccessConfig, read_access
 from storescp.config_commitment import COMMITMENT_OPTIONS, CommitmentSettings, read_commitment
 from storescp.config_file import ConfigError
 from storescp.config_limits import LIMIT_OPTIONS
+from storescp.config_logs import LOG_OPTIONS, LOG_PATIENT_DATA, read_logs
 from storescp.config_negotiation import ASYNC_WINDOW, NEGOTIATION_OPTIONS, PREFER_FOR
 from storescp.config_tls import TLS_OPTIONS, read_tls
 from storescp.config_web import HTTP, WEB_OPTIONS
+from storescp.log_settings import LogSettings
 from storescp.naming import Duplicate, Naming
 from storescp.option_values import (
     Option,
@@ -47,22 +49,12 @@ __all__ = [
     "Config",
     "ConfigError",
     "Duplicate",
-    "LogLevel",
     "Option",
     "Sync",
     "configured",
     "gathered",
     "load",
 ]
-
-
-class LogLevel(enum.Enum):
-    """The least important events that are logged."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARN = "warn"
-    ERROR = "error"
 
 
 class Sync(enum.Enum):
@@ -125,7 +117,7 @@ class Config:
     commitment: CommitmentSettings | None
     """None if it is not given."""
     log_patient_data: bool
-    log_level: LogLevel
+    logs: LogSettings
 
 
 _PORT = Option("port", "PORT", "11112", "TCP port to listen on", number(int, "a port", 1, 65535), short="p")
@@ -214,19 +206,6 @@ _WORKERS = Option(
 _CHECK_CALLED_AE = Option(
     "check-called-ae", "", "false", "reject associations that call another AE title", flag, reloads=True
 )
-_LOG_PATIENT_DATA = Option(
-    "log-patient-data", "", "false", "let patients' names and IDs into the log", flag, reloads=True
-)
-
-_LOG_LEVEL = Option(
-    "log-level",
-    "LEVEL",
-    "info",
-    "log what is at least so important: debug, info, warn, error",
-    one_of(LogLevel),
-    reloads=True,
-)
-
 OPTIONS: Final[tuple[Option[object], ...]] = (
     _PORT,
     _LISTEN,
@@ -249,8 +228,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     *ACCESS_OPTIONS,
     *COMMITMENT_OPTIONS,
     *WEB_OPTIONS,
-    _LOG_PATIENT_DATA,
-    _LOG_LEVEL,
+    *LOG_OPTIONS,
 )
 """Every option but --config, in the order in which they are shown."""
 
@@ -335,6 +313,6 @@ def configured(settings: Settings) -> Config:
         access=access,
         commitment=read_commitment(value, settings.file, access.callers, tls, has_index=index_db is not None),
         http=value(HTTP),
-        log_patient_data=value(_LOG_PATIENT_DATA),
-        log_level=value(_LOG_LEVEL),
+        log_patient_data=value(LOG_PATIENT_DATA),
+        logs=read_logs(value, place),
     )

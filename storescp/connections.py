@@ -7,7 +7,7 @@ business of :mod:`storescp.protocol`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -17,10 +17,13 @@ from twisted.logger import Logger
 from storescp.access import Access, Caller, Callers, Refused
 from storescp.interfaces import IAssociationUser, IAuthenticator
 from storescp.limits import Admission, InFlight, Limits
-from storescp.logs import Repeated
+from storescp.logs import Repeated, association_ids
 from storescp.measurements import OTHER, Recorder
 from storescp.negotiation import LOCAL_LIMIT_EXCEEDED, REJECT_REASONS, Policy
 from storescp.statistics import Occupancy, Statistics
+
+if TYPE_CHECKING:
+    from storescp.audit import Audit
 
 #: Seconds that a stop leaves to connections that were made before it, to ask for their association.
 GRACE = 1.0
@@ -29,6 +32,8 @@ GRACE = 1.0
 class Connection(Protocol):
     """One of them."""
 
+    association_id: str
+    """Its name in the log."""
     address: str
     host: str
     """The peer's IP address; empty where there is none."""
@@ -55,7 +60,7 @@ class Connections(Factory, Generic[P]):
     ``user_factory`` makes the services for an association that was accepted; ``occupancy`` counts associations
     over several processes, if there are, and ``admission`` connections. ``access`` judges requests, by default by
     the policy alone; ``authenticator`` checks users, if they are to be. ``recorder`` counts by calling AE title, where
-    somebody wants to know.
+    somebody wants to know. ``audit`` is told who may not come in.
     """
 
     noisy = False
@@ -85,6 +90,8 @@ class Connections(Factory, Generic[P]):
         )
         self.in_flight = InFlight(limits.max_in_flight)
         self.repeated = Repeated(clock)
+        self.association_ids = association_ids()
+        self.audit: Audit | None = None
         self.occupancy = occupancy if occupancy is not None else Occupancy(limits.max_assoc)
         self.associations: set[P] = set()
         self._admitted: set[P] = set()
@@ -122,6 +129,7 @@ class Connections(Factory, Generic[P]):
                 f"refused {connection.host}",
                 self.log,
                 "{address} refused: {why}",
+                association=connection.association_id,
                 address=connection.address,
                 why=refusal,
             )
@@ -183,6 +191,7 @@ class Connections(Factory, Generic[P]):
                 "dropped",
                 self.log,
                 "{address} dropped: more than {most} connections without an association",
+                association=oldest.association_id,
                 address=oldest.address,
                 most=self.limits.max_pending,
             )

@@ -20,7 +20,8 @@ class Origin(NamedTuple):
     """What is known of an instance before its data set: from the command set and the association.
 
     ``directory`` is where it belongs below the storage directory, without a slash at its end (empty: there),
-    ``duplicate`` what is to become of it if it is stored already (None: what goes for all).
+    ``duplicate`` what is to become of it if it is stored already (None: what goes for all). ``association_id`` is the
+    association's name in the log.
     """
 
     sop_class_uid: str
@@ -30,6 +31,7 @@ class Origin(NamedTuple):
     called_ae_title: str
     directory: str = ""
     duplicate: Duplicate | None = None
+    association_id: str = ""
 
 
 class Outcome(NamedTuple):
@@ -103,11 +105,13 @@ class IInstanceStore(Interface):
 class IAssociation(IFlow):
     """What the services see of an association.
 
-    ``caller`` is the rule that it stands under. ``contexts`` are the accepted presentation contexts by ID.
-    ``operations_window`` is how many operations the peer may have outstanding, PS3.7 §D.3.3.3. ``can_send`` tells
-    whether a response can still be sent, ``is_releasing`` whether the peer waits for nothing else.
+    ``association_id`` is its name in the log, ``caller`` the rule that it stands under. ``contexts`` are the accepted
+    presentation contexts by ID. ``operations_window`` is how many operations the peer may have outstanding, PS3.7
+    §D.3.3.3. ``can_send`` tells whether a response can still be sent, ``is_releasing`` whether the peer waits for
+    nothing else.
     """
 
+    association_id: str
     calling_ae_title: str
     called_ae_title: str
     caller: Caller

@@ -1,27 +1,28 @@
-"""Where log events become text: one line an event, many lines a write.
+"""Where log events become lines: one line an event, many lines a write.
 
 What belongs here: the observer that twistd is given in the place of its own. Twisted's spends more time on
 the line about a small image than the server does on storing it: most of that on the time stamp, and on a
-write for each line. And :func:`info_emitter`, for the event that comes with every image.
+write for each line. And ways to log: :func:`info_emitter`, for the event that comes with every image,
+:class:`AssociationLogger`, for all that is about one association, and :class:`Repeated`.
 """
 
 from __future__ import annotations
 
-import atexit
-import re
-import signal
-import sys
+import itertools
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, eventAsText, formatEvent
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel
 from twisted.python import threadable
-from twisted.python.logfile import LogFile
 from zope.interface import implementer
+
+from storescp.log_lines import FORMATTERS, as_json_lines
+from storescp.log_settings import LogFormat, LogLevels, LogSettings
 
 #: Seconds that a line may wait for others to be written with it.
 DELAY = 0.05
@@ -33,15 +34,38 @@ KINDS = 100
 _INFO = LogLevel.info  # looking it up takes longer than using it
 
 
-def info_emitter(owner: type) -> Callable[[object, str, LogEvent], None]:
-    """``Logger.info`` as a function of source, format and fields, for the class *owner* and its instances.
+class OfAssociation(Protocol):
+    """What has to do with one association, or with the connection that may become one."""
+
+    association_id: str
+
+
+def association_ids(worker: int | None = None) -> Iterator[str]:
+    """Names for associations: short, and none is given twice, also by another *worker* of the same server."""
+    tag = "".join(random.choices("bcdfghjkmnpqrstvwxz", k=4)) + ("" if worker is None else str(worker))
+    return (f"{tag}-{number}" for number in itertools.count(1))
+
+
+class AssociationLogger(Logger):
+    """The logger of an :class:`OfAssociation`: its events have the field ``association``."""
+
+    def emit(self, level: LogLevel, format: str | None = None, **fields: object) -> None:
+        association = getattr(self.source, "association_id", "")
+        if association:
+            fields.setdefault("association", association)
+        super().emit(level, format, **fields)
+
+
+def info_emitter(owner: type[OfAssociation]) -> Callable[[OfAssociation, str, LogEvent], None]:
+    """``AssociationLogger.info`` as a function of source, format and fields, for the class *owner* and its instances.
 
     Every observer gets the same event, but nothing is looked up or checked again for each. The fields are taken over.
     """
     logger = Logger(f"{owner.__module__}.{owner.__name__}", owner)
     observer, namespace = logger.observer, logger.namespace
 
-    def emit(source: object, log_format: str, event: LogEvent) -> None:
+    def emit(source: OfAssociation, log_format: str, event: LogEvent) -> None:
+        event["association"] = source.association_id
         event["log_logger"] = logger
         event["log_level"] = _INFO
         event["log_namespace"] = namespace
@@ -113,7 +137,7 @@ class LineSink(Protocol):
 
 @implementer(ILogObserver)
 class LineObserver:
-    """Writes events of *level* and above to *out*, as ``time [namespace#level] text``.
+    """Writes events to *out* as lines of a *format*, those that are important enough by *levels*.
 
     Lines are collected, and *schedule* is given what hands them all over, to be called soon. Without it, and
     with warnings and worse, that happens at once. Any thread may log.
@@ -122,33 +146,37 @@ class LineObserver:
     def __init__(
         self,
         out: LineSink,
-        level: LogLevel,
+        levels: LogLevels,
         schedule: Callable[[Callable[[], None]], object] | None = None,
+        format: LogFormat = LogFormat.TEXT,
     ) -> None:
         self._out = out
-        self.set_level(level)
+        self._format = format
+        self._line = FORMATTERS[format]
         self._urgent = frozenset(name for name in LogLevel.iterconstants() if name >= LogLevel.warn)
         self._schedule = schedule
         self._lines: list[str] = []
         self._second = -1
         self._stamp = ("", "")
+        self.set_levels(levels)
 
-    def set_level(self, level: LogLevel) -> None:
-        """Write events of *level* and above from now on."""
-        self._levels = {name: name.name for name in LogLevel.iterconstants() if name >= level}
+    def set_levels(self, levels: LogLevels) -> None:
+        """What is important enough from now on."""
+        self._levels = levels
+        self._written: dict[str, dict[LogLevel, str]] = {}  # the names of the levels that are, by namespaces
 
     def __call__(self, event: LogEvent) -> None:
         level = event.get("log_level", _INFO)
-        name = self._levels.get(level)
+        namespace = event.get("log_namespace", "-")
+        written = self._written.get(namespace)
+        if written is None:
+            written = self._written[namespace] = self._levels_of(namespace)
+        name = written.get(level)
         if name is None:
             return
-        text = _text(event)
-        if "\n" in text:
-            text = text.replace("\n", "\n\t")
         first = not self._lines
-        self._lines.append(
-            f"{self._time(event['log_time'])} [{event.get('log_namespace', '-')}#{name}] {text}\n"
-        )
+        date, zone = self._time(event["log_time"])
+        self._lines.append(self._line(event, date, zone, name))
         if self._schedule is None or level in self._urgent:
             self.flush()
         elif first:
@@ -156,51 +184,41 @@ class LineObserver:
 
     def relay(self, lines: str) -> None:
         """Write whole lines that another process has formatted."""
-        self._lines.append(lines)
+        self._lines.append(as_json_lines(lines) if self._format is LogFormat.JSON else lines)
         self.flush()
 
     def flush(self) -> None:
         """Write what was collected."""
         lines, self._lines = self._lines, []
         if lines:
-            self._out.write("".join(lines))
+            text = "".join(lines)
+            try:
+                self._out.write(text)
+            except UnicodeEncodeError:  # a name that is none, or a terminal that knows few characters
+                self._out.write(text.encode("ascii", "backslashreplace").decode())
             self._out.flush()
 
-    def _time(self, seconds: float) -> str:
-        """ISO 8601, local time with its offset, to the millisecond: formatted once a second."""
+    def write_to(self, out: LineSink) -> None:
+        """Write to *out* from now on. What a thread is writing it still writes to the other one."""
+        self.flush()
+        self._out = out
+
+    def _levels_of(self, namespace: str) -> dict[LogLevel, str]:
+        least = getattr(LogLevel, self._levels.of(namespace).value)
+        return {level: level.name for level in LogLevel.iterconstants() if level >= least}
+
+    def _time(self, seconds: float) -> tuple[str, str]:
+        """Local time to the millisecond, and its offset as ``+hhmm``: formatted once a second."""
         whole = int(seconds)
         if whole != self._second:
             local = time.localtime(whole)
             self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", local), time.strftime("%z", local)
             self._second = whole
         head, zone = self._stamp
-        return f"{head}.{int((seconds - whole) * 1000):03d}{zone}"
+        return f"{head}.{int((seconds - whole) * 1000):03d}", zone
 
 
-def observer_for_twistd(
-    options: Mapping[str, object], level: LogLevel, reactor: ReactorBase
-) -> LineObserver | None:
-    """The observer for twistd's own *options*; None when they ask for syslog or another logger.
-
-    Goes where twistd's would go, which includes SIGUSR1 to begin a new file.
-    """
-    if options.get("logger") or options.get("syslog"):
-        return None
-    name = options.get("logfile")
-    if options.get("nodaemon") and name in (None, "", "-"):
-        out: LineSink = sys.stdout
-    elif name == "-":
-        return None  # twistd says that daemons cannot log to stdout
-    else:
-        out = file = LogFile.fromFullPath(str(name or "twistd.log"))
-        if not signal.getsignal(signal.SIGUSR1):
-            signal.signal(signal.SIGUSR1, lambda number, frame: reactor.callFromThread(file.rotate))
-    observer = line_observer(out, level, reactor)
-    atexit.register(observer.flush)  # what was said last, when no reactor runs any more
-    return observer
-
-
-def line_observer(out: LineSink, level: LogLevel, reactor: ReactorBase) -> LineObserver:
+def line_observer(out: LineSink, settings: LogSettings, reactor: ReactorBase) -> LineObserver:
     """An observer whose lines wait for others as long as *reactor* runs."""
 
     def schedule(flush: Callable[[], None]) -> None:
@@ -209,27 +227,4 @@ def line_observer(out: LineSink, level: LogLevel, reactor: ReactorBase) -> LineO
         else:
             flush()
 
-    return LineObserver(out, level, schedule)
-
-
-_line = re.compile(r"\S+ \[(.*?)#([a-z]+)\] (.*)", re.DOTALL).fullmatch
-
-
-def log_again(lines: str) -> None:
-    """Log lines that a LineObserver of another process has formatted: where another observer wants events."""
-    for line in re.split(r"\n(?!\t)", lines.removesuffix("\n")):
-        match = _line(line)
-        namespace, level, text = match.groups() if match else ("-", "error", line)
-        Logger(namespace).emit(LogLevel.levelWithName(level), "{text}", text=text.replace("\n\t", "\n"))
-
-
-def _text(event: LogEvent) -> str:
-    if "log_failure" in event or "log_traceback" in event or "isError" in event:
-        return eventAsText(event, includeTimestamp=False, includeSystem=False)
-    template = event.get("log_format")
-    if template is not None and "()" not in template:
-        try:
-            return str(template).format_map(event)
-        except Exception:  # noqa: BLE001 - Twisted's formatter takes anything, and explains what it cannot
-            pass
-    return formatEvent(event)
+    return LineObserver(out, settings.levels, schedule, settings.format)

@@ -26,7 +26,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
-from twisted.logger import LogEvent, Logger
+from twisted.logger import LogEvent
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -36,7 +36,7 @@ from storescp.certificates import PeerCertificate
 from storescp.connections import Connections
 from storescp.extended_negotiation import operations_window
 from storescp.interfaces import IAssociation, IAssociationUser, Unauthorized
-from storescp.logs import info_emitter
+from storescp.logs import AssociationLogger, info_emitter
 from storescp.negotiation import AcceptedContext, accepted_contexts
 from storescp.pdu import AAssociateRQ, Fragment, ProtocolViolation
 from storescp.upper_layer import (
@@ -70,7 +70,7 @@ class IConnection(ITCPTransport, ISystemHandle, IPushProducer, IConsumer):
 class AssociationProtocol(Protocol):
     """One connection of a peer that wants to send instances."""
 
-    log = Logger()
+    log = AssociationLogger()
     transport: IConnection | None
 
     def __init__(self, factory: AssociationFactory, address: str, host: str = "") -> None:
@@ -78,9 +78,12 @@ class AssociationProtocol(Protocol):
         self.address = address
         self.host = host
         """The peer's IP address; empty where there is none."""
+        self.association_id = next(factory.association_ids)
         self.caller = ANYONE
         self.calling_ae_title = ""
         self.called_ae_title = ""
+        self.user = ""
+        """Who has been authenticated."""
         #: What a peer has shown, and TLS has verified.
         self.peer_certificate: PeerCertificate | None = None
         self.contexts: dict[int, AcceptedContext] = {}
@@ -339,6 +342,10 @@ class AssociationProtocol(Protocol):
         self.caller = caller
         self.calling_ae_title = request.calling_ae_title
         self.called_ae_title = request.called_ae_title
+        if user is not None:
+            self.user = user
+            if self.parent.audit is not None:
+                self.parent.audit.authenticated(request, self.host, user)
         self.contexts = accepted_contexts(request, answer)
         window = operations_window(answer.user_information.other)
         if window is not None:
@@ -373,6 +380,8 @@ class AssociationProtocol(Protocol):
     def _refuse(self, request: AAssociateRQ, refused: Refused) -> None:
         self.parent.rejected(request.calling_ae_title, refused.counter)
         self._upper_layer.reject(refused.answer)
+        if self.parent.audit is not None:
+            self.parent.audit.rejected(request, self.host, refused)
         self.parent.repeated.warn(
             f"{refused.why} {self.host}",
             self.log,

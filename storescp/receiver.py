@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import time
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, inlineCallbacks
@@ -21,6 +21,7 @@ from storescp.commitment_store import CommitmentsUnavailable
 from storescp.config import Config, ConfigError
 from storescp.index import IndexUnavailable
 from storescp.limits import Admission, Limits
+from storescp.logs import association_ids
 from storescp.measurements import Duration, Measurements, Recorder
 from storescp.negotiation import Policy
 from storescp.protocol import AssociationFactory, AssociationProtocol
@@ -30,6 +31,9 @@ from storescp.sop_classes import STORAGE_COMMITMENT, TRANSFER_SYNTAXES, VERIFICA
 from storescp.space import FreeSpace
 from storescp.statistics import Load, Occupancy, Statistics
 from storescp.store import InstanceStore
+
+if TYPE_CHECKING:
+    from storescp.audit import Audit
 
 
 class Receiver:
@@ -80,6 +84,7 @@ class Receiver:
         self._store: InstanceStore | None = None
         self._ledger: Ledger | None = None
         self._reporter: Reporter | None = None
+        self._audit: Audit | None = None
 
     @property
     def associations(self) -> int:
@@ -109,9 +114,15 @@ class Receiver:
             )
         }
 
+    def report_to(self, audit: Audit) -> None:
+        """Have *audit* report what happens."""
+        self._audit = self.factory.audit = audit
+
     def start(self, worker: int | None = None) -> None:
         """Open the archive: as the server, or as its *worker* of this number. Raises CannotOpen."""
         config = self.config
+        if worker is not None:
+            self.factory.association_ids = association_ids(worker)
         try:
             self.factory.authenticator = authenticator(config)
         except ConfigError as error:
@@ -195,6 +206,7 @@ class Receiver:
             if recorder is not None
             else None,
             commitment=self._make_commitment if self._ledger is not None else None,
+            transfers=self._audit.transfers(association, self.config.duplicate) if self._audit else None,
         )
 
     def _make_commitment(self, user: StorageSCP) -> CommitmentSCP:

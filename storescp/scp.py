@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from twisted.logger import LogEvent, Logger
+from twisted.logger import LogEvent
 from zope.interface import implementer
 
 from storescp import dataset_head as tags
@@ -24,12 +25,15 @@ from storescp.interfaces import (
     Origin,
     Outcome,
 )
-from storescp.logs import info_emitter
+from storescp.logs import AssociationLogger, info_emitter
 from storescp.measurements import Sender
 from storescp.naming import Duplicate
 from storescp.pdu import Fragment
 from storescp.sop_classes import STORAGE_COMMITMENT, VERIFICATION
 from storescp.statistics import Statistics
+
+if TYPE_CHECKING:
+    from storescp.audit import Transfers
 
 #: The SOP classes with a service of their own, whose contexts nothing is stored on.
 _NOT_STORAGE = frozenset((VERIFICATION, STORAGE_COMMITMENT))
@@ -45,7 +49,7 @@ class StorageSCP:
     *commitment* makes that of storage commitment, if it is given.
     """
 
-    log = Logger()
+    log = AssociationLogger()
 
     def __init__(
         self,
@@ -58,15 +62,18 @@ class StorageSCP:
         duplicate: Duplicate | None = None,
         recorder: Sender | None = None,
         commitment: Callable[[StorageSCP], IService] | None = None,
+        transfers: Transfers | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.association = self._association = association
+        self.association_id = association.association_id
         self._store = store
         self._statistics = statistics
         self._log_patient_data = log_patient_data
         self._max_object_size = max_object_size
         self._duplicate = association.caller.duplicate or duplicate
         self._recorder = recorder
+        self._transfers = transfers  # for the audit trail, if there is one
         self._size = 0  # of the data set that is arriving, as far as there is a limit
         self._monotonic = monotonic
         self._messages = MessageReader()
@@ -85,6 +92,7 @@ class StorageSCP:
         # Where those instances are of which it is not certain yet that the peer has the answer.
         self._answered: list[str] = []
         self._certain = -self._window  # how many answers the peer must have beyond those that were told
+        self._has_ended = False
 
     @property
     def busy(self) -> bool:
@@ -131,6 +139,8 @@ class StorageSCP:
         if self._incoming is not None:
             self._incoming.cancel()
             self._incoming = None
+        self._has_ended = True
+        self._report_transfers()
         if self._commitment is not None:
             self._commitment.association_ended()
 
@@ -141,8 +151,14 @@ class StorageSCP:
     def request_ended(self) -> None:
         """It is answered."""
         self._outstanding -= 1
+        self._report_transfers()
         if not self._outstanding:
             self._association.idle()
+
+    def _report_transfers(self) -> None:
+        """Have reported what was received, when that is over."""
+        if self._transfers is not None and self._has_ended and not self._outstanding:
+            self._transfers.report()
 
     def _command(self, context_id: int, command: Command) -> None:
         self._statistics.messages += 1
@@ -206,6 +222,7 @@ class StorageSCP:
                 association.called_ae_title,
                 association.caller.directory,
                 self._duplicate,
+                self.association_id,
             )
             self._incoming = self._store.begin(origin, association)
 
@@ -300,6 +317,9 @@ class StorageSCP:
         else:
             self._store.unacknowledged(outcome.path)
         self._log_store(outcome, began)
+        if self._transfers is not None:
+            self._transfers.add(outcome)
+            self._report_transfers()
         if not self._outstanding:
             self._association.idle()
 

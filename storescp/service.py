@@ -29,15 +29,16 @@ from twisted.internet.interfaces import (
     IStreamServerEndpoint,
 )
 from twisted.internet.protocol import Factory
-from twisted.logger import ILogObserver, Logger, LogLevel
+from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
 from storescp import __version__
 from storescp.archive import CannotOpen
 from storescp.config import Config, ConfigError
-from storescp.config import LogLevel as Level
-from storescp.logs import LineObserver, log_again
+from storescp.log_lines import log_again
+from storescp.log_settings import LogLevel, LogLevels
+from storescp.logs import LineObserver
 from storescp.readiness import Phase, Readiness
 from storescp.receiver import Receiver, authenticator
 from storescp.reloading import Reloading
@@ -46,6 +47,7 @@ from storescp.systemd import Systemd
 from storescp.tls_settings import TLSSettings, beneath, is_secure
 
 if TYPE_CHECKING:
+    from storescp.audit import Audit
     from storescp.tls import TLS
 
 
@@ -102,6 +104,7 @@ class StoreSCPService(Service):
                     f"--http: expected the packages that pip install 'storescp[web]' brings, got: {error}"
                 ) from None
             self._web_factory = site(self._crew, self.readiness, reactor)
+        self._audit: Audit | None = None
         self._began = 0.0
 
     def setServiceParent(self, parent: IServiceCollection) -> None:
@@ -127,6 +130,7 @@ class StoreSCPService(Service):
             self.privilegedStartService()  # nobody needed privileges
         super().startService()  # type: ignore[no-untyped-call]
         _raise_descriptor_limit()
+        self._start_audit()
         try:
             if isinstance(self._crew, Supervisor):
                 self._crew.start([(self._listener(port), secure) for port, secure in self._ports])
@@ -135,8 +139,29 @@ class StoreSCPService(Service):
         except CannotOpen as error:
             raise CannotStart(self._placed(error)) from None
         self._began = time.monotonic()
+        if self._audit is not None:
+            self._audit.started()
         # Whoever reads "listening" may stop us at once: not before the reactor runs and takes signals.
         self._reactor.callWhenRunning(self._banner)
+
+    def _start_audit(self) -> None:
+        """Have events reported from now on, if anybody wants that. Raises CannotStart."""
+        settings = self.config.logs.audit
+        if settings is None:
+            return
+        try:
+            from storescp.audit import Audit
+
+            self._audit = Audit(settings, self.config.ae_title, self._reactor)
+        except ImportError as error:
+            raise CannotStart(
+                f"--audit tls: expected the packages that pip install 'storescp[tls]' brings, got: {error}"
+            ) from None
+        except ValueError as error:
+            raise CannotStart(self._placed(error)) from None
+        self._audit.start()
+        if isinstance(self._crew, Receiver):  # workers do it themselves
+            self._crew.report_to(self._audit)
 
     def _load_credentials(self) -> None:
         """Read what TLS needs: as long as we may. Raises CannotStart."""
@@ -192,8 +217,8 @@ class StoreSCPService(Service):
         if tls is not None and self._tls is not None:
             self._tls.adopt(tls)
         # What is said of it is said by the old level or by the new one.
-        levels = before.log_level, config.log_level
-        self._set_log_level(min(levels, key=list(Level).index))
+        levels = before.logs.levels, config.logs.levels
+        self._set_log_levels(min(levels, key=lambda one: list(LogLevel).index(one.of(self.log.namespace))))
         if tls is not None:
             self.log.info("TLS: files read again")
         if self._reloading is not None and reading is not None:
@@ -207,11 +232,11 @@ class StoreSCPService(Service):
                 changed=len(reading.changed),
                 waiting=len(reading.waiting),
             )
-        self._set_log_level(config.log_level)
+        self._set_log_levels(config.logs.levels)
 
-    def _set_log_level(self, level: Level) -> None:
+    def _set_log_levels(self, levels: LogLevels) -> None:
         if isinstance(self.log_observer, LineObserver):
-            self.log_observer.set_level(getattr(LogLevel, level.value))
+            self.log_observer.set_levels(levels)
 
     def _client_tls(self) -> IOpenSSLClientConnectionCreator:
         """What makes connections to others, with our credentials."""
@@ -317,6 +342,9 @@ class StoreSCPService(Service):
         yield gatherResults([maybeDeferred(port.stopListening) for port, _ in ports])
         yield self._crew.stop()
         self._farewell()
+        if self._audit is not None:
+            self._audit.stopped()
+            yield self._audit.stop()
         self._systemd.stopped()
         if self._web_port is not None:  # until now: it tells why nothing is taken
             yield maybeDeferred(self._web_port.stopListening)

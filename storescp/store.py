@@ -189,7 +189,7 @@ class InstanceStore:
     def _done(self, job: IncomingInstance) -> None:
         job.chunk_done()
 
-    def outcome_of(self, error: Exception) -> tuple[Status, str]:
+    def outcome_of(self, error: Exception, association_id: str) -> tuple[Status, str]:
         """The status that *error* earns, and the comment that goes with it."""
         if isinstance(error, DuplicateInstance):
             return Status.DUPLICATE_SOP_INSTANCE, "the instance is stored already"
@@ -200,12 +200,12 @@ class InstanceStore:
         if isinstance(error, LowSpace):
             return Status.OUT_OF_RESOURCES, str(error.strerror)  # who watches the space has said so
         if isinstance(error, OSError):
-            self.log.error("cannot store: {error}", error=error)
+            self.log.error("cannot store: {error}", error=error, association=association_id)
             return Status.OUT_OF_RESOURCES, error.strerror or "write error"
         if isinstance(error, IndexUnavailable):
-            self.log.error("cannot store: {error}", error=error)
+            self.log.error("cannot store: {error}", error=error, association=association_id)
             return Status.OUT_OF_RESOURCES, "the index is unavailable"
-        self.log.failure("an instance could not be stored", Failure(error))
+        self.log.failure("an instance could not be stored", Failure(error), association=association_id)
         return Status.PROCESSING_FAILURE, "internal error"
 
 
@@ -353,7 +353,7 @@ class IncomingInstance:
     def _outcome(self) -> Outcome:
         status, comment = Status.SUCCESS, ""
         if self.error is not None:
-            status, comment = self._store.outcome_of(self.error)
+            status, comment = self._store.outcome_of(self.error, self.origin.association_id)
         return Outcome(status, comment, self._size, self.path, self.head, self.is_open, self.is_answered)
 
     # -- on a worker's thread --
@@ -433,7 +433,8 @@ class IncomingInstance:
                 self._store.directory.forget(self.replaced)
         except OSError as error:
             # Nothing that an answer depends on: a hidden name stays until the next start removes it.
-            self._store.log.warn("cannot clean up: {error}", error=error)
+            association = self.origin.association_id
+            self._store.log.warn("cannot clean up: {error}", error=error, association=association)
 
     def _identify(self, reader: HeadReader) -> None:
         self.reader = None

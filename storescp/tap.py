@@ -11,13 +11,13 @@ from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.strcred import AuthOptionMixin
 from twisted.internet import reactor as _reactor
 from twisted.internet.base import ReactorBase
-from twisted.logger import Logger, LogLevel
+from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
 from storescp import __version__
 from storescp.config import OPTIONS, ConfigError, configured, gathered
-from storescp.logs import observer_for_twistd
+from storescp.log_files import BadLog, observer_for_twistd
 from storescp.reloading import Reloading
 from storescp.service import CannotStart, StoreSCPService
 from storescp.settings import CONFIG_VARIABLE, Settings, unknown_variables
@@ -98,11 +98,10 @@ def makeService(options: Options) -> StoreSCPService:
     assert isinstance(_reactor, ReactorBase)
     try:
         service = StoreSCPService(options.config, _reactor, options.reloading)
-    except CannotStart as error:
+        if options.parent is not None:
+            service.log_observer = observer_for_twistd(options.parent, options.config.logs, _reactor)
+    except (CannotStart, BadLog) as error:
         _give_up(options.reloading.placed(str(error)))
-    if options.parent is not None:
-        level = getattr(LogLevel, options.config.log_level.value)
-        service.log_observer = observer_for_twistd(options.parent, level, _reactor)
     for line in unknown_variables(OPTIONS, os.environ):
         _log.warn("environment: {line}", line=line)
     _reactor.callWhenRunning(service.take_signals)

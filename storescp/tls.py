@@ -21,12 +21,12 @@ from twisted.internet.interfaces import (
     ITransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from storescp.credentials import BadCredentials, Credentials, peer_certificate, read
+from storescp.logs import AssociationLogger
 from storescp.protocol import AssociationFactory, AssociationProtocol
 from storescp.tls_settings import ClientCertificate, TLSProfile, TLSSettings
 
@@ -205,7 +205,7 @@ def _words(error: SSL.Error) -> str:
 class SecureConnection(TLSMemoryBIOProtocol):
     """A connection of a peer that is to speak TLS, and the transport of its AssociationProtocol."""
 
-    log = Logger()
+    log = AssociationLogger()
     complaint = ""
     """What was wrong with the peer's certificate."""
 
@@ -213,6 +213,7 @@ class SecureConnection(TLSMemoryBIOProtocol):
         self, factory: SecureFactory, association: AssociationProtocol, _connectWrapped: bool = True
     ) -> None:
         self.association = association
+        self.association_id = association.association_id
         self._clear = _ClearText(self)
         super().__init__(factory, self._clear, _connectWrapped)  # type: ignore[no-untyped-call]
         self._handshake: IDelayedCall | None = None
@@ -274,6 +275,8 @@ class SecureConnection(TLSMemoryBIOProtocol):
     def _refuse(self, why: str) -> None:
         association = self.association
         association.parent.statistics.tls_failures += 1
+        if association.parent.audit is not None:
+            association.parent.audit.tls_refused(association.host, why)
         association.parent.repeated.warn(
             f"TLS {why} {association.host}",
             self.log,

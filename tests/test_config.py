@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.access import Callers
-from storescp.config import OPTIONS, Config, ConfigError, Duplicate, LogLevel, Sync, gathered, load
+from storescp.config import OPTIONS, Config, ConfigError, Duplicate, Sync, gathered, load
 from storescp.config_access import KEYS, AccessConfig
 from storescp.config_commitment import CommitmentSettings
 from storescp.config_file import LARGE, MAX_FILE_SIZE, composed
+from storescp.log_settings import LogFormat, LogLevel, LogLevels, LogSettings, Rotation
 from storescp.naming import Naming
 from storescp.presentation import COMPRESSED, UNCOMPRESSED, AcceptedClasses
 from storescp.sop_classes import MODALITY_GROUPS, STORAGE_SOP_CLASSES
@@ -67,7 +68,7 @@ DEFAULTS = Config(
     http=None,
     commitment=CommitmentSettings(delay=1.0, retry=60.0, keep=259200.0, max_items=10000, max_owed=1000),
     log_patient_data=False,
-    log_level=LogLevel.INFO,
+    logs=LogSettings(keep=10),
 )
 
 
@@ -150,7 +151,11 @@ class CommandLineTests(_TestCase):
                 "commitment-max-items": "5",
                 "commitment-max-owed": "7",
                 "log-patient-data": True,
-                "log-level": "warn",
+                "log-level": ["warn,tls=debug", "storescp.store=error"],
+                "log-format": "json",
+                "log-file": "/var/log/storescp.log",
+                "log-rotate": "20M",
+                "log-keep": "0",
             },
         )
         self.assertEqual(
@@ -204,7 +209,14 @@ class CommandLineTests(_TestCase):
                 http="tcp:8080:interface=127.0.0.1",
                 commitment=CommitmentSettings(delay=0.0, retry=2.5, keep=60.0, max_items=5, max_owed=7),
                 log_patient_data=True,
-                log_level=LogLevel.WARN,
+                logs=LogSettings(
+                    levels=LogLevels(
+                        LogLevel.WARN, (("tls", LogLevel.DEBUG), ("storescp.store", LogLevel.ERROR))
+                    ),
+                    format=LogFormat.JSON,
+                    file=pathlib.Path("/var/log/storescp.log"),
+                    rotation=Rotation(size=20 << 20),
+                ),
             ),
         )
 
@@ -274,7 +286,25 @@ class CommandLineTests(_TestCase):
                 ["-1", "101%", "5 apples", "M", ""],
             ),
             ("sync", ["always", "never"], ["sometimes", ""]),
-            ("log-level", ["debug", "error"], ["warning", "INFO", ""]),
+            (
+                "log-level",
+                ["debug", "error", "info,tls=debug", "tls=warn", "twisted.web=error,debug"],
+                [
+                    "warning",
+                    "INFO",
+                    "",
+                    ",",
+                    "warn,error",
+                    "tsl=info",
+                    "tls=",
+                    "tls=info,tls=warn",
+                    "a b.c=info",
+                ],
+            ),
+            ("log-format", ["text", "json"], ["JSON", ""]),
+            ("log-file", ["none", "/x"], ["", " ", "a\0b"]),
+            ("log-rotate", ["none"], ["weekly", "1K", "-1", ""]),
+            ("log-keep", ["0", "1", "10000"], ["-1", "10001", "all"]),
         ):
             for text in inside:
                 load(None, {name: text})

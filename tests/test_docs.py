@@ -126,11 +126,10 @@ class CodeTests(SynchronousTestCase):
         self.assertEqual(others & {name.partition(".")[0] for name in imported()}, set())
 
     def test_no_parsers(self) -> None:
-        """No XML, HTML, HTTP or archive is read; the operator's command writes JSON; pickles are our own."""
+        """No XML, HTML, HTTP or archive is read; XML and JSON are written; pickles are our own, and so is JSON read."""
         names = imported()
         roots = {name.partition(".")[0] for name in names}
         parsers = {
-            "xml",
             "lxml",
             "html",
             "http",
@@ -143,7 +142,12 @@ class CodeTests(SynchronousTestCase):
             "shelve",
         }
         self.assertEqual(parsers & roots, set())
-        self.assertEqual(names["json"], {"operator_output", "operator_config"})
+        written = {"Element", "SubElement", "tostring"}
+        xml = {name.rpartition(".")[2] for name in names if name.startswith("xml.")}
+        self.assertEqual(xml, {"ElementTree", *written})
+        self.assertEqual(names["xml.etree.ElementTree"], {"audit_messages"})
+        # The log, whose lines the server reads that its workers have written.
+        self.assertEqual(names["json"], {"operator_output", "operator_config", "log_lines"})
         # The settings, from the server to its workers, through memory that only they have.
         self.assertEqual(names["pickle"], {"supervisor", "child"})
         loaders = {

@@ -25,15 +25,24 @@ PURE = (
     "upper_layer",
     "dimse",
     "statistics",
-    *("naming", "certificates", "access", "limits", "commitment_data"),
+    *("naming", "certificates", "access", "limits", "commitment_data", "audit_messages", "syslog_format"),
 )
 BLOCKING = (
     *("flushing", "part10", "index_schema", "index", "stored_file", "space", "tls_settings", "credentials"),
+    *("audit_settings", "log_settings"),
     *("config_file", "option_values", "settings", "config_access", "config_tls", "config_limits"),
-    *("config_negotiation", "config_commitment", "config", "reloading", "tokens"),
+    *(
+        "config_logs",
+        "config_negotiation",
+        "config_web",
+        "config_commitment",
+        "config",
+        "reloading",
+        "tokens",
+    ),
     *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive"),
     *("commitment_store", "commitment_check"),
-    *("scu_errors", "scu_tls", "scu", "measurements", "shared", "channel", "config_web", "readiness"),
+    *("scu_errors", "scu_tls", "scu", "measurements", "shared", "channel", "readiness"),
 )
 OPERATOR = (
     *("operator_archive", "operator_send", "operator_config", "operator_arguments", "operator_output"),
@@ -41,7 +50,7 @@ OPERATOR = (
 )
 ADAPTERS = (
     "systemd",
-    "logs",
+    *("log_lines", "logs", "log_files", "syslog", "syslog_tls", "audit"),
     "interfaces",
     "worker",
     "store",

@@ -1,22 +1,29 @@
-"""storescp.logs: what an event looks like as a line, and when lines are written."""
+"""storescp.logs: when lines are written, and ways to log."""
 
 from __future__ import annotations
 
 import io
-import pathlib
-import signal
+import json
 import time
 from collections.abc import Callable
-from typing import cast
 
-from twisted.internet.base import ReactorBase
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, formatEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, Logger, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from storescp.logs import DELAY, KINDS, LineObserver, Repeated, info_emitter, log_again, observer_for_twistd
+from storescp.log_settings import LogFormat, LogLevels
+from storescp.log_settings import LogLevel as Level
+from storescp.logs import (
+    DELAY,
+    KINDS,
+    AssociationLogger,
+    LineObserver,
+    Repeated,
+    association_ids,
+    info_emitter,
+)
 
 
 class LineObserverTests(SynchronousTestCase):
@@ -26,11 +33,11 @@ class LineObserverTests(SynchronousTestCase):
         self.clock = Clock()
         self.out = io.StringIO()
 
-    def logger(self, level: LogLevel = LogLevel.info, *, collecting: bool = False) -> Logger:
+    def logger(self, level: Level = Level.INFO, *, collecting: bool = False) -> Logger:
         def schedule(flush: Callable[[], None]) -> None:
             self.clock.callLater(DELAY, flush)
 
-        observer = LineObserver(self.out, level, schedule if collecting else None)
+        observer = LineObserver(self.out, LogLevels(level), schedule if collecting else None)
         return Logger("storescp.test", observer=observer)
 
     def test_line(self) -> None:
@@ -43,7 +50,7 @@ class LineObserverTests(SynchronousTestCase):
 
     def test_level(self) -> None:
         """Only events of the level and above are written."""
-        log = self.logger(LogLevel.warn)
+        log = self.logger(Level.WARN)
         log.debug("one")
         log.info("two")
         log.warn("three")
@@ -52,17 +59,51 @@ class LineObserverTests(SynchronousTestCase):
             [line.split("] ")[1] for line in self.out.getvalue().splitlines()], ["three", "four"]
         )
 
-    def test_another_level(self) -> None:
-        """The level can change."""
-        observer = LineObserver(self.out, LogLevel.warn)
-        log = Logger("storescp.test", observer=observer)
-        for level in (LogLevel.info, LogLevel.error):
-            log.info("before")
-            observer.set_level(level)
-            log.info("after")
-        self.assertEqual(
-            [line.split("] ")[1] for line in self.out.getvalue().splitlines()], ["after", "before"]
-        )
+    def test_levels_of_areas(self) -> None:
+        """An area has its own level, and so has a namespace, also when they come to have another one."""
+        observer = LineObserver(self.out, LogLevels(Level.WARN, (("tls", Level.DEBUG), ("a.b", Level.INFO))))
+        loggers = [
+            Logger(name, observer=observer) for name in ("storescp.tls.X", "a.b.C", "a.bc", "storescp.scp")
+        ]
+
+        def said() -> list[str]:
+            self.out.truncate(0)
+            for log in loggers:
+                log.debug("{name}", name=f"{log.namespace} debug")
+                log.info("{name}", name=f"{log.namespace} info")
+            return [line.split("] ")[1] for line in self.out.getvalue().lstrip("\0").splitlines()]
+
+        self.assertEqual(said(), ["storescp.tls.X debug", "storescp.tls.X info", "a.b.C info"])
+        observer.set_levels(LogLevels(Level.ERROR, (("dimse", Level.INFO),)))
+        self.assertEqual(said(), ["storescp.scp info"])
+
+    def test_any_text(self) -> None:
+        """What the output has no characters for is written in escapes."""
+        written = io.BytesIO()
+        observer = LineObserver(io.TextIOWrapper(written, "latin-1"), LogLevels())
+        Logger("x", observer=observer).info("{name}", name="Ä 名 \udcff")
+        self.assertTrue(written.getvalue().endswith(rb"\xc4 \u540d \udcff" + b"\n"), written.getvalue())
+
+    def test_relay(self) -> None:
+        """Lines of a worker pass as they are; in JSON what is no object becomes one."""
+        LineObserver(self.out, LogLevels()).relay("one\n")
+        observer = LineObserver(self.out, LogLevels(), format=LogFormat.JSON)
+        observer.relay('{"time":"now"}\nSegmentation fault\n')
+        one, two, three = self.out.getvalue().splitlines()
+        self.assertEqual((one, two), ("one", '{"time":"now"}'))
+        self.assertEqual(json.loads(three)["message"], "Segmentation fault")
+
+    def test_other_output(self) -> None:
+        """What waits goes to the old output, what comes to the new one."""
+        log = self.logger(collecting=True)
+        observer = log.observer
+        assert isinstance(observer, LineObserver)
+        log.info("old")
+        other = io.StringIO()
+        observer.write_to(other)
+        log.warn("new")
+        self.assertRegex(self.out.getvalue(), "old\n$")
+        self.assertRegex(other.getvalue(), "new\n$")
 
     def test_no_forged_lines(self) -> None:
         """A field with a line break in it cannot begin a line of the log."""
@@ -99,6 +140,37 @@ class LineObserverTests(SynchronousTestCase):
         self.assertEqual(self.out.getvalue().count("\n"), 1)
 
 
+class AssociationTests(SynchronousTestCase):
+    """The field ``association``."""
+
+    def test_ids(self) -> None:
+        """They are short, count on, and those of workers are never the same."""
+        seen = set()
+        for worker in (None, *range(20)):
+            ids = association_ids(worker)
+            some = [next(ids) for _ in range(100)]
+            self.assertRegex(some[99], rf"^[a-z]{{4}}{'' if worker is None else worker}-100$")
+            seen.update(some)
+        self.assertEqual(len(seen), 2100)
+
+    def test_logger(self) -> None:
+        """Whatever is logged of an association has it, whatever is not has none."""
+        events: list[LogEvent] = []
+
+        @implementer(ILogObserver)
+        def observer(event: LogEvent) -> None:
+            events.append(event)
+
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        talker = Talker()
+        talker.log.warn("one")
+        talker.log.failure("two", Failure(ValueError()))
+        Talker.log.info("three")
+        self.flushLoggedErrors(ValueError)
+        self.assertEqual([event.get("association") for event in events], ["abcd-1", "abcd-1", None])
+
+
 class InfoEmitterTests(SynchronousTestCase):
     """info_emitter()."""
 
@@ -109,7 +181,7 @@ class InfoEmitterTests(SynchronousTestCase):
         @implementer(ILogObserver)
         def observer(event: LogEvent) -> None:
             # trial's own observer adds fields for older ones
-            events.append({name: event[name] for name in event if name.startswith(("log_", "size"))})
+            events.append({name: event[name] for name in event if name.startswith(("log_", "size", "assoc"))})
 
         globalLogPublisher.addObserver(observer)
         self.addCleanup(globalLogPublisher.removeObserver, observer)
@@ -120,66 +192,21 @@ class InfoEmitterTests(SynchronousTestCase):
         expected, event = events
         for one in events:
             self.assertTrue(before <= one.pop("log_time") <= time.time())
-            self.assertEqual(repr(one.pop("log_logger")), "<Logger 'tests.test_logs.Talker'>")
+            self.assertRegex(repr(one.pop("log_logger")), "Logger 'tests.test_logs.Talker'>$")
             one.pop("log_legacy", None)
         self.assertEqual(event, expected)
-        self.assertEqual(sorted(event), ["log_format", "log_level", "log_namespace", "log_source", "size"])
+        fields = ["association", "log_format", "log_level", "log_namespace", "log_source", "size"]
+        self.assertEqual(sorted(event), fields)
         self.assertIs(event["log_source"], talker)
 
 
 class Talker:
     """Somebody with something to say."""
 
-    log = Logger()
+    log = AssociationLogger()
 
-
-class TwistdTests(SynchronousTestCase):
-    """observer_for_twistd()."""
-
-    def test_other_loggers(self) -> None:
-        """Who asks twistd for syslog or for a logger of his own gets it."""
-        reactor = cast(ReactorBase, Clock())
-        for option in ("syslog", "logger"):
-            self.assertIsNone(observer_for_twistd({option: "x", "nodaemon": True}, LogLevel.info, reactor))
-
-    def test_file(self) -> None:
-        """The log goes to the file that --logfile names."""
-        self.addCleanup(signal.signal, signal.SIGUSR1, signal.getsignal(signal.SIGUSR1))
-        name = self.mktemp()
-        clock = Clock()
-        clock.running = False  # type: ignore[attr-defined]
-        observer = observer_for_twistd({"logfile": name}, LogLevel.info, cast(ReactorBase, clock))
-        assert observer is not None
-        Logger("x", observer=observer).info("hello")
-        self.assertTrue(pathlib.Path(name).read_text().endswith("[x#info] hello\n"))
-
-
-class LogAgainTests(SynchronousTestCase):
-    """log_again(): the lines of another process as events."""
-
-    def test_events(self) -> None:
-        """What a LineObserver has written becomes the same text at the same level, and anything else an error."""
-        written = io.StringIO()
-        observer = LineObserver(written, LogLevel.info)
-        Logger("a.b", observer=observer).info("one {{x}} [c#d] {n}", n=1)
-        Logger("a.b", observer=observer).warn("two\nlines")
-        seen: list[tuple[object, str, object]] = []
-
-        @implementer(ILogObserver)
-        def see(event: LogEvent) -> None:
-            seen.append((event["log_level"], formatEvent(event), event["log_namespace"]))
-
-        globalLogPublisher.addObserver(see)
-        self.addCleanup(globalLogPublisher.removeObserver, see)
-        log_again(written.getvalue() + "Segmentation fault\n")
-        self.assertEqual(
-            seen,
-            [
-                (LogLevel.info, "one {x} [c#d] 1", "a.b"),
-                (LogLevel.warn, "two\nlines", "a.b"),
-                (LogLevel.error, "Segmentation fault", "-"),
-            ],
-        )
+    def __init__(self) -> None:
+        self.association_id = "abcd-1"
 
 
 class RepeatedTests(SynchronousTestCase):

@@ -85,7 +85,14 @@ class StorageTests(SCPTestCase):
         """The store learns what command, context and association say, gets the bytes, and its status is sent."""
         self.peer.store(b"0123456789", "1.2.3", 77)
         (instance,) = self.instances
-        expected = Origin(CT_IMAGE_STORAGE, "1.2.3", EXPLICIT_VR_LITTLE_ENDIAN, "SCU", "STORESCP")
+        expected = Origin(
+            CT_IMAGE_STORAGE,
+            "1.2.3",
+            EXPLICIT_VR_LITTLE_ENDIAN,
+            "SCU",
+            "STORESCP",
+            association_id=self.peer.protocol.association_id,
+        )
         self.assertEqual(instance.origin, expected)
         self.assertEqual(instance.data, b"0123456789")
         self.assertEqual(self.peer.heard(), [])
