@@ -170,7 +170,7 @@ WINDOW = Comparison(
     "window",
     "several C-STOREs outstanding on an association",
     ("storescp-64", "storescp-8", "storescp-sync"),
-    _some("1x8K", "1x512K"),
+    _some("1x8K"),
     storages=("disk",),
     goals=(
         Goal("storescp-64", "1x8K", "storescp-sync", 3.0),

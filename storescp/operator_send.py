@@ -196,10 +196,11 @@ class Sending:
                 thread.start()
             for thread in threads:
                 thread.join()
-        finally:  # somebody may have pressed Ctrl-C
-            self._stopped.set()
+        finally:
+            self._stopped.set()  # somebody may have pressed Ctrl-C: who waits for a peer is not waited for
+            deadline = time.monotonic() + 1.0
             for thread in threads:
-                thread.join(2.0)
+                thread.join(max(0.0, deadline - time.monotonic()))
         if self._crash is not None:
             raise self._crash
         self._stopped.clear()

@@ -1,4 +1,4 @@
-"""Blocking work on threads of our own: the only module that has any.
+"""Blocking work on threads of our own: the only module of the server that has any.
 
 What belongs here: how work travels to threads and back, not what it is. A hop between threads costs more
 than the storing of a small object, so jobs travel in company: a thread takes all that wait, and all that is

@@ -265,6 +265,26 @@ class SendTests(SynchronousTestCase):
         self.assertEqual(uids[:2], ["1.2.97", "1.2.98"])
         self.assertEqual(sorted(uids[2:]), sorted(["1.2.97", "1.2.99", uids[2]]))
 
+    def test_jobs(self) -> None:
+        """What one association is not given room for the others send; that there was none is told all the same."""
+        for name in "abc":
+            self.file(name)
+
+        def script(peer: Peer) -> None:
+            peer.receive()
+            peer.send(AAssociateRJ(2, 3, 2).encode())
+            peer.socket.close()
+            peer.connect()
+            self.storing([0, 0, 0])(peer)
+
+        peer = Peer(self, script)
+        code, out, err = self.send(peer, self.directory, "--jobs", "2")
+        self.assertEqual(code, 0)
+        self.assertRegex(out, r"\A3 x 0000H Success; ")
+        self.assertRegex(
+            err, r"\Astorescp: 127.0.0.1 port \d+: association rejected .*: local-limit-exceeded\n\Z"
+        )
+
     def test_not_tried_again(self) -> None:
         """What will not pass is not tried again, and nothing more often than was said."""
         self.file("a")
