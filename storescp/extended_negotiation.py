@@ -8,7 +8,7 @@ images. Of several for one SOP class the first counts; there may be but one.
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Final, TypeVar
 
@@ -17,6 +17,12 @@ STORAGE_SERVICE_CLASS: Final = "1.2.840.10008.4.2"
 # PS3.4 Table B.3-2: level 2 (Full), digital signatures level 3 (bit preserving), no element is coerced. Every data
 # set is kept byte for byte as it was received.
 STORAGE_INFORMATION: Final = bytes((2, 0, 3, 0, 0))
+
+#: Items that are looked at: 128 SOP classes can be proposed, each with three. What comes after these is not.
+MAXIMUM_ITEMS: Final = 512
+
+#: Related general SOP classes of one; the standard gives a class a few at most (PS3.4 §B.3.1.4).
+MAXIMUM_RELATED: Final = 64
 
 _LENGTH = struct.Struct(">H")
 _WINDOW = struct.Struct(">HH")
@@ -121,6 +127,8 @@ class CommonExtendedNegotiation:
         while related:
             uid, related = _uid(related)
             uids.append(uid)
+            if len(uids) > MAXIMUM_RELATED:
+                raise ValueError("too many related classes")
         return cls(sop_class_uid, service_class_uid, tuple(uids))
 
 
@@ -152,7 +160,10 @@ def operations_window(items: Iterable[tuple[int, bytes]]) -> OperationsWindow | 
 
 
 def answered(
-    items: Sequence[tuple[int, bytes]], accepted: Collection[str], storage: Collection[str]
+    roles: Iterable[RoleSelection],
+    extended: Iterable[ExtendedNegotiation],
+    accepted: Collection[str],
+    storage: Collection[str],
 ) -> tuple[tuple[int, bytes], ...]:
     """The acceptor's items for the requestor's: for SOP classes of accepted contexts alone.
 
@@ -162,13 +173,13 @@ def answered(
     return (
         *(
             RoleSelection(role.sop_class_uid, role.scu, False).item
-            for role in decoded(RoleSelection, items).values()
+            for role in roles
             if role.sop_class_uid in accepted
         ),
         *(
-            ExtendedNegotiation(sop_class_uid, STORAGE_INFORMATION).item
-            for sop_class_uid in decoded(ExtendedNegotiation, items)
-            if sop_class_uid in storage
+            ExtendedNegotiation(item.sop_class_uid, STORAGE_INFORMATION).item
+            for item in extended
+            if item.sop_class_uid in storage
         ),
     )
 

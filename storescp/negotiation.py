@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from storescp.extended_negotiation import (
+    MAXIMUM_ITEMS,
     CommonExtendedNegotiation,
+    ExtendedNegotiation,
     OperationsWindow,
     RoleSelection,
     answered,
@@ -131,10 +133,11 @@ def _answers(
     request: AAssociateRQ, policy: Policy
 ) -> tuple[tuple[PresentationContextResult, ...], tuple[tuple[int, bytes], ...]]:
     """The results for the contexts, and the items that answer those of the user information."""
-    contexts, items = request.presentation_contexts, request.user_information.other
+    contexts, items = request.presentation_contexts, request.user_information.other[:MAXIMUM_ITEMS]
     if not items:
         return tuple(_answer(context, policy, None, None) for context in contexts), ()
-    roles, said = decoded(RoleSelection, items), decoded(CommonExtendedNegotiation, items)
+    roles = decoded(RoleSelection, items)
+    said = decoded(CommonExtendedNegotiation, items) if "declared" in policy.accept.others else {}
     results = tuple(
         _answer(context, policy, roles.get(context.abstract_syntax), said.get(context.abstract_syntax))
         for context in contexts
@@ -144,7 +147,8 @@ def _answers(
         for context, result in zip(contexts, results, strict=True)
         if result.result == ACCEPTANCE
     }
-    answers = answered(items, accepted, set(filter(is_storage, accepted)))
+    extended = decoded(ExtendedNegotiation, items)
+    answers = answered(roles.values(), extended.values(), accepted, set(filter(is_storage, accepted)))
     if (proposed := operations_window(items)) is not None:
         # PS3.7 §D.3.3.3: no more than was proposed. Of what we invoke one is outstanding.
         bound = policy.operations_window

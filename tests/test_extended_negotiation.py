@@ -8,6 +8,7 @@ from pynetdicom.pdu_items import AsynchronousOperationsWindowSubItem
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.extended_negotiation import (
+    MAXIMUM_RELATED,
     CommonExtendedNegotiation,
     ExtendedNegotiation,
     OperationsWindow,
@@ -93,6 +94,17 @@ class ItemTests(SynchronousTestCase):
         except ValueError:
             return
         self.assertEqual(kind.decode(item.item[1]), item)
+
+    def test_many_related(self) -> None:
+        """Of so many related classes nothing would be gained but the time that they cost."""
+        for number, fits in ((MAXIMUM_RELATED, True), (MAXIMUM_RELATED + 1, False)):
+            value = CommonExtendedNegotiation("1.2", "1.3", ("1.4",) * number).item[1]
+            if fits:
+                self.assertEqual(
+                    len(CommonExtendedNegotiation.decode(value).related_general_sop_class_uids), number
+                )
+            else:
+                self.assertRaises(ValueError, CommonExtendedNegotiation.decode, value)
 
     def test_decoded(self) -> None:
         """Only the items of the kind are found, the first of each class, and none that makes no sense."""

@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp import negotiation, pdu
 from storescp.extended_negotiation import (
+    MAXIMUM_ITEMS,
     STORAGE_SERVICE_CLASS,
     CommonExtendedNegotiation,
     ExtendedNegotiation,
@@ -160,6 +161,13 @@ class NegotiateTests(SynchronousTestCase):
             assert isinstance(answer, AAssociateAC)
             self.assertEqual([context.result for context in answer.presentation_contexts], [expected, 0])
             self.assertEqual(answer.user_information.other, ())
+
+    def test_many_items(self) -> None:
+        """What comes after more items than there are reasons for is not looked at."""
+        nothing = ((0x99, b""),) * (MAXIMUM_ITEMS - 1)
+        role = RoleSelection(CT, scu=True, scp=False).item
+        self.assertEqual(self.items(*nothing, role).user_information.other, (role,))
+        self.assertEqual(self.items(*nothing, nothing[0], role).user_information.other, ())
 
     def test_unreadable_items(self) -> None:
         """Items that make no sense count as absent."""
