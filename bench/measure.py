@@ -140,7 +140,7 @@ TLS = Comparison(
 )
 OBSERVED = Comparison(
     "observed",
-    "with metrics, and without",
+    "with metrics, a log in JSON and the audit trail, and without",
     ("storescp-observed", "storescp"),
     _some("1x8K", "8x8K", "8x512K"),
     storages=("tmpfs",),

@@ -127,10 +127,19 @@ def _storescp_tls(place: Place) -> list[str]:
     return _storescp("--sync", "never", *tls, listen="tls")(place)
 
 
+_RECEIVERS: list[socket.socket] = []  # of audit messages, as long as the benchmark runs
+
+
 def _observed(place: Place) -> list[str]:
     if importlib.util.find_spec("prometheus_client") is None:
         raise PeerMissing(f"prometheus_client is missing: pip install it into {sys.prefix}")
-    return _storescp("--sync", "never", "--http", "tcp:0:interface=127.0.0.1")(place)
+    # A receiver that reads nothing: over UDP that costs the server as much as one that does.
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.bind(("127.0.0.1", 0))
+    _RECEIVERS.append(receiver)
+    audit = ("--audit", f"udp://127.0.0.1:{receiver.getsockname()[1]}")
+    web = ("--http", "tcp:0:interface=127.0.0.1")
+    return _storescp("--sync", "never", "--log-format", "json", *audit, *web)(place)
 
 
 def _dcmtk_tls(place: Place) -> list[str]:

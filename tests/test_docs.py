@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.access import Callers
 from storescp.config import OPTIONS, load
+from storescp.log_settings import AREAS
 from storescp.settings import variable
 from tools.options_reference import reference
 
@@ -96,6 +97,28 @@ class OptionsTests(SynchronousTestCase):
         for option in OPTIONS:
             self.assertEqual(len(re.findall(rf"^``--{option.name}[ `]|, ``--{option.name} ", text, re.M)), 1)
             self.assertIn(f"``{variable(option.name)}``, default ``{option.default}``", text)
+
+
+class LogTests(SynchronousTestCase):
+    """docs/logs.rst."""
+
+    def test_lines(self) -> None:
+        """Every line that it lists is in the code, letter for letter."""
+        text = (ROOT / "docs" / "logs.rst").read_text()
+        listed = re.findall(r"^   \* - ``(.+)``$", text, re.MULTILINE)
+        self.assertGreater(len(listed), 20)
+        logged = {
+            node.value for _, node in code() if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        self.assertEqual([line for line in listed if line not in logged], [])
+
+    def test_areas(self) -> None:
+        """It names the areas of the log, and of each the modules exist."""
+        text = (ROOT / "docs" / "logs.rst").read_text()
+        for area, modules in AREAS.items():
+            self.assertIn(f"``{area}``", text)
+            for module in modules:
+                self.assertTrue((ROOT / "storescp" / f"{module}.py").is_file(), module)
 
 
 class CodeTests(SynchronousTestCase):

@@ -120,7 +120,7 @@ class InstallTests(PackagingTestCase):
         self.assertEqual(sorted(os.listdir(shared / "storescp")), CONFIGURATION)
         self.assertEqual(
             sorted(os.listdir(shared / "doc" / "storescp")),
-            ["README.rst", "metrics.rst", "options.rst", "security.rst"],
+            ["README.rst", "logs.rst", "metrics.rst", "options.rst", "security.rst"],
         )
 
     def test_editable_install(self) -> None:
@@ -156,7 +156,7 @@ class DistributionTests(PackagingTestCase):
             "pyproject.toml",
             "tools/prepare",
         }
-        wanted |= {"docs/metrics.rst", "docs/options.rst", "docs/security.rst"}
+        wanted |= {"docs/logs.rst", "docs/metrics.rst", "docs/options.rst", "docs/security.rst"}
         self.assertEqual((wanted | {f"etc/{file}" for file in CONFIGURATION}) - source, set())
 
         with zipfile.ZipFile(self.outside / "dist" / f"{name}-py3-none-any.whl") as wheel:
@@ -166,6 +166,7 @@ class DistributionTests(PackagingTestCase):
             *code,
             f"{name}.dist-info/licenses/LICENSE",
             f"{name}.data/data/share/doc/storescp/README.rst",
+            f"{name}.data/data/share/doc/storescp/logs.rst",
             f"{name}.data/data/share/doc/storescp/metrics.rst",
             f"{name}.data/data/share/doc/storescp/options.rst",
             f"{name}.data/data/share/doc/storescp/security.rst",
