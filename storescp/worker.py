@@ -164,7 +164,7 @@ class Worker(Generic[Job]):
         with self._lock:
             wake = bool(self._finished) and not self._woken
             self._woken |= wake
-            self._hurry = not self._woken
+            self._hurry = not wake
         if wake:
             self._reactor.callFromThread(self.collect)
 

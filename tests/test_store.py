@@ -36,6 +36,7 @@ from tests.conversation import (
     EXPLICIT_VR_LITTLE_ENDIAN,
     IMPLICIT_VR_LITTLE_ENDIAN,
     MemoryReactor,
+    Response,
     World,
     c_store,
     data_set,
@@ -750,6 +751,39 @@ class AssociationTests(StoreTestCase):
         self.work()
         self.assertEqual(self.peer.statuses() + other.statuses(), [0, 0x0111])
         self.assertEqual(list(self.files()), [PATH])
+
+    def test_window(self) -> None:
+        """Of many instances outstanding on one association each gets its own answer; they share commits, and of the
+        same instance the first is stored.
+        """
+        peer = self.world.associated(window=64)
+        uids = ["1.2.3", *(f"1.2.{number}" for number in range(10, 40)), "1.2.3"]
+        for message_id, uid in enumerate(uids, 1):
+            peer.store(data_set(uid if message_id != 5 else "1.9"), uid, message_id)
+        self.assertEqual(peer.heard(), [])
+        self.work()
+        answers = {item.message_id: item.status for item in peer.heard() if isinstance(item, Response)}
+        self.assertEqual(answers.pop(5), 0xA900)
+        self.assertEqual(answers.pop(len(uids)), 0x0111)
+        self.assertEqual(answers, {number: 0 for number in range(1, len(uids)) if number != 5})
+        self.assertEqual(len(self.files()), len(uids) - 2)
+        self.assertLess(len(self.index.commits), 3)
+        self.assertEqual(len(self.journal.open_paths), len(uids) - 2)
+        peer.release()
+        self.assertEqual(peer.heard(), [AReleaseRP()])
+        self.assertEqual(self.journal.open_paths, [])
+
+    def test_paused(self) -> None:
+        """An association that is not read until storage has caught up does not wait for results that can wait."""
+        hurried = []
+        self.patch(self.instances, "hurry", lambda: hurried.append(True))
+        world = World(self.instances, max_in_flight=1000)
+        peer = world.associated(window=64)
+        peer.store(data_set("1.2.3"), "1.2.3")
+        self.assertFalse(peer.transport.is_reading)
+        self.assertEqual(hurried, [True])
+        self.work()
+        self.assertTrue(peer.transport.is_reading)
 
     def test_lives_on(self) -> None:
         """Whatever an instance's status, the association goes on and can be released."""

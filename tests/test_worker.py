@@ -95,6 +95,27 @@ class WorkerTests(SynchronousTestCase):
         self.clock.advance(PATIENCE)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_hurry(self) -> None:
+        """Who is in a hurry has at once what is finished, or else what is finished next, however long it can wait."""
+        worker = self.worker(batch=1)
+        self.patient.update(range(10))
+        worker.put(0)
+        worker.turn()
+        self.assertEqual(len(self.reactor.calls), 0)
+        worker.hurry()
+        self.assertEqual(len(self.reactor.calls), 1)
+        worker.hurry()  # nobody is woken twice, and the next one is waited for, too
+        self.assertEqual(len(self.reactor.calls), 1)
+        self.reactor.turn()
+        self.assertEqual(self.done, [0])
+        worker.put(1)
+        worker.turn()
+        self.reactor.turn()
+        self.assertEqual(self.done, [0, 1])
+        worker.put(2)
+        worker.turn()
+        self.assertEqual(len(self.reactor.calls), 0)
+
     def test_put_again(self) -> None:
         """A job that was not finished is outstanding until it is, at another run."""
         worker = self.worker()
