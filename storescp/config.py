@@ -11,10 +11,11 @@ import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from storescp import config_limits as limits
-from storescp.config_access import ACCESS_OPTIONS, AccessConfig, read_access
+from storescp.config_access import ACCESS_OPTIONS, AccessConfig, place_in_rule, read_access
 from storescp.config_commitment import COMMITMENT_OPTIONS, CommitmentSettings, read_commitment
 from storescp.config_file import ConfigError
 from storescp.config_limits import LIMIT_OPTIONS
@@ -279,7 +280,8 @@ def configured(settings: Settings) -> Config:
     listen, tls = read_tls(value, place, listen)
     if value(_NO_INDEX):
         index_db = None
-    access = read_access(value, place, settings.file, settings.sections.get("callers"))
+    callers = settings.sections.get("callers")
+    access = read_access(value, place, settings.file, callers)
     return Config(
         listen=listen,
         tls=tls,
@@ -311,7 +313,13 @@ def configured(settings: Settings) -> Config:
         progress_timeout=value(limits.PROGRESS_TIMEOUT),
         check_called_ae=value(_CHECK_CALLED_AE),
         access=access,
-        commitment=read_commitment(value, settings.file, access.callers, tls, has_index=index_db is not None),
+        commitment=read_commitment(
+            value,
+            partial(place_in_rule, callers, settings.file),
+            access.callers,
+            tls,
+            has_index=index_db is not None,
+        ),
         http=value(HTTP),
         log_patient_data=value(LOG_PATIENT_DATA),
         logs=read_logs(value, place),

@@ -161,18 +161,21 @@ def read_access(
         raise ConfigError(f"{place(_AUTH_REQUIRED.name)}: expected auth or jwt-key with it, got neither")
     for caller in (default, *known):
         if caller.user:
-            assert callers is not None
-            where = f"{file}:{_line_of(callers, caller.name, 'user')}: callers.{caller.name}.user"
+            where = place_in_rule(callers, file, caller.name, "user")
             raise ConfigError(f"{where}: expected auth or jwt-key with it, got neither")
     return config
 
 
-def _line_of(callers: yaml.Node, name: str, attribute: str) -> int:
-    """Where the rule *name* has the key *attribute*."""
-    for title, rule in callers.value:
-        if title.value.strip(" ") == name:
-            return next(line(key) for key, _ in rule.value if key.value == attribute)
-    return line(callers)
+def place_in_rule(callers: yaml.Node | None, file: str, name: str, key: str) -> str:
+    """Where the rule *name* of the section in *file* has the *key*: for a message about it."""
+    lines = [
+        line(found)
+        for title, rule in (callers.value if callers is not None else ())
+        if title.value.strip(" ") == name
+        for found, _ in rule.value
+        if found.value == key
+    ]
+    return f"{file}:{lines[0]}: callers.{name}.{key}" if lines else f"{file}: callers.{name}.{key}"
 
 
 def _read_callers(node: yaml.Node, file: str) -> tuple[tuple[Caller, ...], Caller]:

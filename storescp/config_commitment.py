@@ -5,6 +5,7 @@ What belongs here: what may stand there. Where reports go is a rule for each cal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -83,19 +84,23 @@ COMMITMENT_OPTIONS: Final[tuple[Option[object], ...]] = (
 
 
 def read_commitment(
-    value: Values, file: str, callers: Callers, tls: TLSSettings | None, *, has_index: bool
+    value: Values,
+    place: Callable[[str, str], str],
+    callers: Callers,
+    tls: TLSSettings | None,
+    *,
+    has_index: bool,
 ) -> CommitmentSettings | None:
     """The settings, by the options that *value* knows; None if it is not given, as there is no index, or by option.
 
-    Raises ConfigError for *callers* of *file* whose reports are to go by TLS, where *tls* does not say how.
+    Raises ConfigError for *callers* whose reports are to go by TLS, where *tls* does not say how; *place* is where a
+    rule has a key.
     """
     for caller in (callers.default, *callers.known):
         address = caller.commitment
         if address is not None and address.is_secure and (tls is None or tls.ca is None):
             what = "tls-ca" if tls is not None else "a port with TLS, and tls-ca,"
-            raise ConfigError(
-                f"{file}: callers.{caller.name}.commitment: expected {what} with tls:, got none"
-            )
+            raise ConfigError(f"{place(caller.name, 'commitment')}: expected {what} with tls:, got none")
     settings = CommitmentSettings(
         delay=value(_DELAY),
         retry=value(_RETRY),

@@ -80,6 +80,10 @@ class CheckTests(_TestCase):
             ("tls-port: 2762", "FILE:1: tls-port: expected tls-certificate with it, got none"),
             ("callers:\n  A:\n    adresses: 1", "FILE:3: callers.A.adresses: expected one of "),
             (
+                "callers:\n  A:\n    commitment: tls:a:1",
+                "FILE:3: callers.A.commitment: expected a port with TLS, and tls-ca, with tls:, got none",
+            ),
+            (
                 "callers:\n  A: {user: x}",
                 "FILE:2: callers.A.user: expected auth or jwt-key with it, got neither",
             ),
