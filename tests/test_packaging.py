@@ -26,6 +26,7 @@ from storescp.operator import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 PLUGIN = "twisted/plugins/storescp_plugin.py"
+DOCUMENTS = ("conformance.rst", "interop.rst", "logs.rst", "metrics.rst", "options.rst", "security.rst")
 CONFIGURATION = sorted(path.name for path in (ROOT / "etc").glob("*.*"))
 # What is made by building, running and testing: nothing that a clone would hold.
 MADE = shutil.ignore_patterns(
@@ -120,7 +121,7 @@ class InstallTests(PackagingTestCase):
         self.assertEqual(sorted(os.listdir(shared / "storescp")), CONFIGURATION)
         self.assertEqual(
             sorted(os.listdir(shared / "doc" / "storescp")),
-            ["README.rst", "logs.rst", "metrics.rst", "options.rst", "security.rst"],
+            ["README.rst", *DOCUMENTS],
         )
 
     def test_editable_install(self) -> None:
@@ -156,7 +157,7 @@ class DistributionTests(PackagingTestCase):
             "pyproject.toml",
             "tools/prepare",
         }
-        wanted |= {"docs/logs.rst", "docs/metrics.rst", "docs/options.rst", "docs/security.rst"}
+        wanted |= {f"docs/{document}" for document in DOCUMENTS}
         self.assertEqual((wanted | {f"etc/{file}" for file in CONFIGURATION}) - source, set())
 
         with zipfile.ZipFile(self.outside / "dist" / f"{name}-py3-none-any.whl") as wheel:
@@ -165,11 +166,7 @@ class DistributionTests(PackagingTestCase):
         wanted = {
             *code,
             f"{name}.dist-info/licenses/LICENSE",
-            f"{name}.data/data/share/doc/storescp/README.rst",
-            f"{name}.data/data/share/doc/storescp/logs.rst",
-            f"{name}.data/data/share/doc/storescp/metrics.rst",
-            f"{name}.data/data/share/doc/storescp/options.rst",
-            f"{name}.data/data/share/doc/storescp/security.rst",
+            *(f"{name}.data/data/share/doc/storescp/{document}" for document in ("README.rst", *DOCUMENTS)),
         }
         self.assertEqual(
             (wanted | {f"{name}.data/data/share/storescp/{f}" for f in CONFIGURATION}) - built, set()
