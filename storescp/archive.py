@@ -8,12 +8,13 @@ import glob
 import os
 from collections.abc import Sequence
 
+from storescp.beneath import SymbolicLink
 from storescp.commit import Committer
 from storescp.config import Config, Sync
 from storescp.index import Index, IndexUnavailable
 from storescp.journal import SIZE, WITHOUT_CONTENTS, Journal
 from storescp.lost_answers import LostAnswers
-from storescp.part10 import PRIVATE_DIRECTORY, StorageDirectory
+from storescp.part10 import PRIVATE_DIRECTORY, StorageDirectory, make_private
 from storescp.recovery import recover
 from storescp.restoration import restore
 
@@ -42,9 +43,10 @@ class Archive:
         with contextlib.ExitStack() as stack:
             try:
                 if worker is None:
+                    make_private(os.path.abspath(root), config.modes)
                     self.lock = _lock(private)
                     stack.callback(os.close, self.lock)
-                self.directory = StorageDirectory(root, sync=sync, worker=worker)
+                self.directory = StorageDirectory(root, sync=sync, worker=worker, modes=config.modes)
                 stack.callback(self.directory.close)
                 if config.index_db is not None:
                     self.index = Index(config.index_db)
@@ -79,6 +81,8 @@ class Archive:
                 raise CannotOpen(f"the storage directory {str(root)!r} is in use by another server") from None
             except OSError as error:
                 line = f"the storage directory {str(root)!r} cannot be written: {error.strerror}"
+                if isinstance(error, SymbolicLink):
+                    line += f": {error.filename!r}"
                 raise CannotOpen(line) from None
             except IndexUnavailable as error:
                 raise CannotOpen(str(error)) from None
@@ -114,7 +118,6 @@ def _journal_size(directory: str) -> int:
 
 def _lock(directory: str) -> int:
     """A descriptor that holds the lock until it is closed. Raises BlockingIOError when another one does."""
-    os.makedirs(directory, exist_ok=True)
     lock = os.open(os.path.join(directory, "lock"), os.O_CREAT | os.O_WRONLY, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

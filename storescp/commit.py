@@ -14,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
+from storescp.beneath import SymbolicLink
 from storescp.config import Duplicate
 from storescp.index import Index, ReceivedInstance
 from storescp.journal import Beginning, Journal, Unsettled
@@ -21,7 +22,7 @@ from storescp.journal_file import Pieces
 from storescp.lost_answers import LostAnswers
 from storescp.part10 import StorageDirectory, UnnamedFile
 from storescp.restoration import rewrite
-from storescp.stored_file import NotAnInstance, open_file, read_file_head, same_data_set
+from storescp.stored_file import NotAnInstance, open_below, read_file_head, same_data_set
 
 
 class DuplicateInstance(Exception):
@@ -157,11 +158,12 @@ class Committer:
         new = []
         for file in files:
             # The journal must not have the content of one that gets no name.
-            if (
-                self._directory.sync
-                and (file.duplicate or self.duplicate) is not Duplicate.REPLACE
-                and self._directory.has(file.path)
-            ):
+            try:
+                is_taken = self._directory.has(file.path)
+            except OSError as error:
+                file.error = error
+                continue
+            if is_taken and (file.duplicate or self.duplicate) is not Duplicate.REPLACE:
                 file.exists = True
             else:
                 new.append(file)
@@ -245,7 +247,7 @@ class Committer:
     def _name(self, file: CompleteFile) -> None:
         assert file.file is not None
         try:
-            self._directory.name(file.file, file.path)
+            self._directory.name(file.file, file.path, asked=True)
         except FileExistsError:
             if (file.duplicate or self.duplicate) is Duplicate.REPLACE:
                 file.replaced = self._directory.replace(file.file, file.path)
@@ -266,12 +268,12 @@ class Committer:
     def _is_same(self, file: CompleteFile) -> bool:
         assert file.file is not None
         try:
-            with open_file(self._directory.path_of(file.path)) as stored:
+            with open_below(self._directory.beneath, file.path) as stored:
                 head = read_file_head(stored.fileno())
                 return head.transfer_syntax_uid == file.transfer_syntax_uid and same_data_set(
                     stored.fileno(), head.data_set_offset, file.file.descriptor, file.data_set_offset
                 )
-        except NotAnInstance:
+        except (NotAnInstance, SymbolicLink):
             return False
 
 

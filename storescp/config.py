@@ -15,11 +15,13 @@ from functools import partial
 from typing import Final
 
 from storescp import config_limits as limits
+from storescp.beneath import Modes
 from storescp.config_access import ACCESS_OPTIONS, AccessConfig, place_in_rule, read_access
 from storescp.config_commitment import COMMITMENT_OPTIONS, CommitmentSettings, read_commitment
 from storescp.config_file import ConfigError
 from storescp.config_limits import LIMIT_OPTIONS
 from storescp.config_logs import LOG_OPTIONS, LOG_PATIENT_DATA, read_logs
+from storescp.config_modes import MODE_OPTIONS, read_modes
 from storescp.config_negotiation import ASYNC_WINDOW, NEGOTIATION_OPTIONS, PREFER_FOR
 from storescp.config_tls import TLS_OPTIONS, read_tls
 from storescp.config_web import HTTP, WEB_OPTIONS
@@ -88,6 +90,7 @@ class Config:
     """The same for some SOP classes, by UID."""
     naming: Naming
     duplicate: Duplicate
+    modes: Modes
     sync: Sync
     digest: str | None
     """Name of an algorithm of hashlib; None for no digests."""
@@ -220,6 +223,7 @@ OPTIONS: Final[tuple[Option[object], ...]] = (
     *NEGOTIATION_OPTIONS,
     _NAMING,
     _DUPLICATE,
+    *MODE_OPTIONS,
     _SYNC,
     _DIGEST,
     _MIN_FREE,
@@ -294,6 +298,7 @@ def configured(settings: Settings) -> Config:
         prefer_for=value(PREFER_FOR),
         naming=value(_NAMING),
         duplicate=value(_DUPLICATE),
+        modes=read_modes(value),
         sync=value(_SYNC),
         digest=value(_DIGEST),
         min_free=value(_MIN_FREE),

@@ -11,11 +11,12 @@ import contextlib
 import errno
 import itertools
 import os
-import shutil
+import stat
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from storescp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from storescp.beneath import AS_UMASK, Beneath, Modes, Recent, SymbolicLink, let_go, make_directory
 from storescp.flushing import ParallelSync, can_sync_file_system, sync_file_system, sync_path
 
 #: The directory under the storage directory that holds what is not an instance.
@@ -24,6 +25,7 @@ PRIVATE_DIRECTORY = ".storescp"
 _SHORT = struct.Struct("<HH2sH")
 #: Pieces that one writev takes on Linux.
 IOV_MAX = 1024
+_PIECE = 1024 * 1024
 _NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
 _NO_LINK = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -72,201 +74,220 @@ class StorageDirectory:
 
     ``sync`` makes :meth:`UnnamedFile.sync` and :meth:`sync_directories` reach the disk. Opening it creates
     it, and proves that it can be written. What a crash may have left is there until :meth:`clean`; of several
-    processes each *worker* has hidden names of its own. Raises OSError.
+    processes each *worker* has hidden names of its own, which are relative to ``hidden_descriptor``. Paths are relative
+    to the root; no symbolic link below that is followed, even if a directory becomes one meanwhile. Raises OSError,
+    and for a link SymbolicLink, as every method does.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, sync: bool, worker: int | None = None) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        sync: bool,
+        worker: int | None = None,
+        modes: Modes = AS_UMASK,
+    ) -> None:
         self.root = os.path.abspath(root)
         self.sync = sync
-        private = os.path.join(self.root, PRIVATE_DIRECTORY)
-        self._hidden = os.path.join(private, "incoming", *([] if worker is None else [str(worker)]))
-        os.makedirs(self._hidden, exist_ok=True)
-        if sync:
-            for directory in (private, self.root, os.path.dirname(self.root)):
-                sync_path(directory)
-        self.sync_together = ParallelSync()
-        self._own = f"{os.getpid()}-{os.urandom(4).hex()}"
-        self._numbers = itertools.count()
-        self._proc = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
-        self._root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        self.hidden_descriptor = os.open(self._hidden, os.O_RDONLY | os.O_DIRECTORY)
-        #: Of the file system that one call syncs.
-        self._device = os.stat(self._root).st_dev if sync and can_sync_file_system(self.root) else -1
-        self._durable: set[str] = set()
-        self._anonymous = True
-        self.create().close()
+        self._mode = modes.file
+        make_private(self.root, modes)
+        with contextlib.ExitStack() as stack:
+            self.beneath = Beneath(self.root, modes)
+            stack.callback(self.beneath.close)
+            hidden = (PRIVATE_DIRECTORY, "incoming", *([] if worker is None else [str(worker)]))
+            self.hidden_descriptor = self.beneath.make("/".join(hidden))
+            stack.callback(os.close, self.hidden_descriptor)
+            if sync:
+                for directory in (PRIVATE_DIRECTORY, "", ".."):
+                    sync_path(os.path.join(self.root, directory))
+            self._proc = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, self._proc)
+            #: Of the file system that one call syncs.
+            self._device = -1
+            if sync and can_sync_file_system(self.root):
+                self._device = os.stat(self.beneath.descriptor).st_dev
+            self.sync_together = ParallelSync()
+            stack.callback(self.sync_together.close)
+            self._recent = Recent(self.beneath)
+            stack.callback(self._recent.close)
+            self._own = f"{os.getpid()}-{os.urandom(4).hex()}"
+            self._numbers = itertools.count()
+            self._durable: set[str] = set()
+            self._anonymous = True
+            self.create().close()
+            self._close = stack.pop_all()
 
     def close(self) -> None:
-        os.close(self._proc)
-        os.close(self._root)
-        os.close(self.hidden_descriptor)
-        self.sync_together.close()
+        self._close.close()
 
     def leftovers(self) -> dict[int, str]:
-        """The files that have a hidden name, by inode. Raises OSError."""
+        """The hidden names that there are, by inode."""
         return {
-            os.lstat(name).st_ino: name
-            for folder, _, names in os.walk(self._hidden)
-            for name in (os.path.join(folder, name) for name in names)
+            os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_ino: os.path.join(folder, name)
+            for folder, _, names, descriptor in os.fwalk(".", dir_fd=self.hidden_descriptor)
+            for name in names
         }
 
     def clean(self) -> None:
-        """Remove what is left in the place of hidden names: of all processes, or of this worker. Raises OSError."""
-        for folder, folders, names in os.walk(self._hidden, topdown=False):
+        """Remove what is left in the place of hidden names: of all processes, or of this worker."""
+        for _, folders, names, descriptor in os.fwalk(".", topdown=False, dir_fd=self.hidden_descriptor):
             for name in names:
-                os.unlink(os.path.join(folder, name))
+                os.unlink(name, dir_fd=descriptor)
             for name in folders:
-                os.rmdir(os.path.join(folder, name))
+                os.rmdir(name, dir_fd=descriptor)
 
     def create(self, *, is_safe: bool = False) -> UnnamedFile:
-        """A new file without a name; its content *is_safe* elsewhere until it is flushed. Raises OSError."""
+        """A new file without a name; its content *is_safe* elsewhere until it is flushed."""
         # What is synced without a name is, for a file system without a journal, a file that nobody wants: a power
         # cut soon after the naming would take it. Where it must last, it has a name from the beginning.
         if self._anonymous and (is_safe or not self.sync):
             try:
-                return UnnamedFile(os.open(self._hidden, os.O_TMPFILE | os.O_RDWR, 0o666), None)
+                return self._create(None, os.O_TMPFILE)
             except OSError as error:
-                if error.errno not in _NO_TMPFILE or not os.path.isdir(self._hidden):
+                if error.errno not in _NO_TMPFILE or not os.fstat(self.hidden_descriptor).st_nlink:
                     raise
                 self._anonymous = False  # NFS and others: a name where nobody looks does as well
-        name = self._hidden_name()
-        return UnnamedFile(os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666), name)
+        return self._create(self._hidden_name(), os.O_CREAT | os.O_EXCL)
 
-    def name(self, file: UnnamedFile, path: str) -> None:
-        """Give *file* its *path* below the root, in one step.
+    def name(self, file: UnnamedFile, path: str, *, asked: bool = False) -> None:
+        """Give *file* its *path*, in one step.
 
-        Raises FileExistsError when the name is taken, and OSError.
+        *asked*: :meth:`has` was, just now and by the one thread that does so: links were looked for then. Raises
+        FileExistsError when the name is taken.
         """
-        target = self.path_of(path)
-        try:
-            self._link(file, target)
-        except FileNotFoundError:
-            directory = os.path.dirname(target)
-            # They may have been there before, and been removed: what is made anew is not durable yet.
-            missing = directory
-            while missing != self.root and not os.path.isdir(missing):
-                self._durable.discard(missing)
-                missing = os.path.dirname(missing)
+        directory, _, name = path.rpartition("/")
+        if asked:
             try:
-                os.makedirs(directory, exist_ok=True)
-                self._link(file, target)
-            except OSError:
-                self.prune(path)
-                raise
+                self._link(file, name, self._recent.open(directory))
+                return
+            except FileNotFoundError:
+                self._recent.drop(directory)
+        # They may have been there before, and been removed: what is made anew is not durable yet.
+        missing = directory
+        while missing and not self.beneath.has(missing):
+            self._durable.discard(missing)
+            missing = missing.rpartition("/")[0]
+        try:
+            descriptor = self.beneath.make(directory)
+            try:
+                self._link(file, name, descriptor)
+            finally:
+                let_go(descriptor)
+        except FileExistsError:
+            raise
+        except OSError:
+            self.prune(path)
+            raise
 
     def replace(self, file: UnnamedFile, path: str) -> str:
         """Put *file* in the place of the one at *path*, in one step.
 
         Returns the hidden name under which the old file is kept until :meth:`forget` or :meth:`restore`.
         """
-        target = self.path_of(path)
         old, new = self._hidden_name(), self._hidden_name()
-        self._link(file, new)
-        try:
+        with self._directory_of(path) as (directory, name):
+            self._link(file, new, self.hidden_descriptor)
             try:
-                os.link(target, old)
-            except OSError as error:
-                if error.errno not in _NO_LINK:
-                    raise
-                shutil.copyfile(target, old)  # moving it away would leave nothing there if we died now
-            os.rename(new, target)
-        except OSError:
-            for name in (old, new):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
-            raise
+                try:
+                    _link(name, directory, old, self.hidden_descriptor)
+                except OSError as error:
+                    if error.errno not in _NO_LINK:
+                        raise
+                    self._copy(
+                        name, directory, old
+                    )  # moving it away would leave nothing there if we died now
+                os.rename(new, name, src_dir_fd=self.hidden_descriptor, dst_dir_fd=directory)
+            except OSError:
+                self.forget(old)
+                self.forget(new)
+                raise
         return old
 
     def restore(self, old: str, path: str) -> None:
         """Undo :meth:`replace`, durably."""
-        target = self.path_of(path)
-        os.rename(old, target)
-        if self.sync:
-            sync_path(os.path.dirname(target))
+        with self._directory_of(path) as (directory, name):
+            os.rename(old, name, src_dir_fd=self.hidden_descriptor, dst_dir_fd=directory)
+            if self.sync:
+                os.fsync(directory)
 
     def forget(self, old: str) -> None:
         """A hidden name is not needed any more."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(old)
+            os.unlink(old, dir_fd=self.hidden_descriptor)
+
+    def open_hidden(self, name: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
+        """A descriptor of the file with a hidden name."""
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.hidden_descriptor)
 
     def remove(self, path: str) -> None:
         """Undo :meth:`name`, and take away the directories that this leaves empty, durably."""
-        target = self.path_of(path)
-        os.unlink(target)
+        with self._directory_of(path) as (directory, name):
+            os.unlink(name, dir_fd=directory)
         remaining = self.prune(path)
         if self.sync:
-            sync_path(remaining)
+            self._sync(remaining)
 
     def prune(self, path: str) -> str:
         """Take away the directories above *path* that are empty; returns the first that stays."""
-        directory = os.path.dirname(self.path_of(path))
+        directory = path.rpartition("/")[0]
         with contextlib.suppress(OSError):
-            while directory != self.root:
-                with contextlib.suppress(FileNotFoundError):
-                    os.rmdir(directory)
+            while directory:
+                with contextlib.suppress(FileNotFoundError), self._directory_of(directory) as (above, name):
+                    os.rmdir(name, dir_fd=above)
                 self._durable.discard(directory)
-                directory = os.path.dirname(directory)
+                directory = directory.rpartition("/")[0]
         return directory
 
-    def path_of(self, path: str) -> str:
-        """Where the file at *path* below the root is."""
-        return os.path.join(self.root, path)
-
     def has(self, path: str) -> bool:
-        """Whether the name is taken."""
-        return os.path.lexists(self.path_of(path))
+        """Whether the name is taken, be it by a link."""
+        return self.beneath.has(path)
 
     def inode_of(self, path: str) -> int:
-        """Of the file that has the name; 0 when there is none. Raises OSError."""
+        """Of the file that has the name; 0 when there is none, or but a link leads there."""
         try:
-            return os.lstat(self.path_of(path)).st_ino
-        except FileNotFoundError:
+            with self._directory_of(path) as (directory, name):
+                return os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino
+        except (FileNotFoundError, SymbolicLink):
             return 0
 
     def sync_file(self, path: str) -> None:
-        """Make a file that has its name already durable, content and name. Raises OSError."""
+        """Make a file that has its name already durable, content and name."""
         if self.sync:
-            sync_path(self.path_of(path))
+            self._sync(path)
             self.sync_directories([path])
 
     def flush(self, paths: Iterable[str]) -> None:
-        """Make files that have got their names durable, as :meth:`sync_file`, all at once. Raises OSError.
+        """Make files that have got their names durable, as :meth:`sync_file`, all at once.
 
-        Those that are gone again are nobody's business.
+        Those that are gone again, or that a link has taken the way to, are nobody's business.
         """
         if not self.sync:
             return
-        apart = []  # where the call does not do for all, or something is mounted below the root
+        apart = set()  # where the call does not do for all, or something is mounted below the root
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
-                if os.stat(self.path_of(path)).st_dev != self._device:
-                    apart.append(path)
+                if (
+                    os.stat(path, dir_fd=self.beneath.descriptor, follow_symlinks=False).st_dev
+                    != self._device
+                ):
+                    apart.add(path)
         if self._device >= 0:
-            sync_file_system(self._root)
-        names = set(map(self.path_of, apart))
-        directories = names
-        while directories := {os.path.dirname(name) for name in directories if name != self.root}:
-            names |= directories
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                sync_path(name)
+            sync_file_system(self.beneath.descriptor)
+        for name in apart | _directories(apart, frozenset()):
+            with contextlib.suppress(FileNotFoundError, SymbolicLink):
+                self._sync(name)
 
     def sync_directories(self, paths: Iterable[str]) -> None:
-        """Make the names given to *paths* durable: their directories, each once. Raises OSError."""
+        """Make the names given to *paths* durable: their directories, each once."""
         if not self.sync:
             return
         # A directory that is used for the first time may be as new as the file: its own name needs a sync too.
-        pending: set[str] = set()
-        for directory in {os.path.dirname(self.path_of(path)) for path in paths}:
-            pending.add(directory)
-            while directory not in self._durable and directory != self.root:
-                directory = os.path.dirname(directory)
-                pending.add(directory)
+        pending = _directories(paths, self._durable)
         with contextlib.ExitStack() as stack:
             descriptors = []
             for directory in pending:
-                descriptors.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
-                stack.callback(os.close, descriptors[-1])
+                descriptors.append(self.beneath.open(directory))
+                stack.callback(let_go, descriptors[-1])
             for failure in self.sync_together((), descriptors):
                 if failure is not None:
                     raise failure
@@ -274,34 +295,105 @@ class StorageDirectory:
             self._durable.clear()
         self._durable |= pending
 
-    def _hidden_name(self) -> str:
-        return os.path.join(self._hidden, f"{self._own}-{next(self._numbers)}")
+    def _create(self, name: str | None, flags: int) -> UnnamedFile:
+        mode = 0o666 if self._mode is None else self._mode
+        descriptor = self.open_hidden(name or ".", flags | os.O_RDWR, mode)
+        file = UnnamedFile(descriptor, name, self.hidden_descriptor)
+        if self._mode is not None:
+            try:
+                os.fchmod(descriptor, mode)
+            except OSError:
+                file.close()
+                raise
+        return file
 
-    def _link(self, file: UnnamedFile, target: str) -> None:
+    def _hidden_name(self) -> str:
+        return f"{self._own}-{next(self._numbers)}"
+
+    @contextlib.contextmanager
+    def _directory_of(self, path: str) -> Iterator[tuple[int, str]]:
+        """The open directory of *path*, and the name there."""
+        directory, _, name = path.rpartition("/")
+        descriptor = self.beneath.open(directory)
+        try:
+            yield descriptor, name
+        finally:
+            let_go(descriptor)
+
+    def _sync(self, path: str) -> None:
+        descriptor = self.beneath.open_file(path or ".")
+        try:
+            os.fsync(descriptor)
+        finally:
+            let_go(descriptor)
+
+    def _copy(self, name: str, directory: int, hidden: str) -> None:
+        source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        with (
+            contextlib.closing(self._create(hidden, os.O_CREAT | os.O_EXCL)) as new,
+            open(source, "rb") as old,
+        ):
+            while piece := old.read(_PIECE):
+                new.write([piece])
+            os.fchmod(new.descriptor, stat.S_IMODE(os.fstat(source).st_mode))
+            new.give_up_name()
+
+    def _link(self, file: UnnamedFile, name: str, directory: int) -> None:
         if file.name is None:
-            # With a directory descriptor CPython calls linkat, which follows /proc's link to the inode.
-            os.link(str(file.descriptor), target, src_dir_fd=self._proc, follow_symlinks=True)
+            _link(str(file.descriptor), self._proc, name, directory, follow=True)  # /proc's link to the inode
             return
         try:
-            os.link(file.name, target)
+            _link(file.name, file.folder, name, directory)
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
             # No hard links here. The caller lets nobody else use this path meanwhile.
-            if os.path.lexists(target):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from None
-            os.rename(file.name, target)
+            with contextlib.suppress(FileNotFoundError):
+                os.stat(name, dir_fd=directory, follow_symlinks=False)
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from None
+            os.rename(file.name, name, src_dir_fd=file.folder, dst_dir_fd=directory)
             file.name = None
 
 
+def make_private(root: str, modes: Modes) -> None:
+    """Make the storage directory *root*, if need be, and the one below it that is ours, for nobody else to look into.
+
+    Raises SymbolicLink if that is a link, and OSError.
+    """
+    if not os.path.isdir(root):
+        os.makedirs(os.path.dirname(root), exist_ok=True)
+        os.close(make_directory(root, modes.directory))
+    with contextlib.closing(Beneath(root, Modes(directory=0o700))) as beneath:
+        os.close(beneath.make(PRIVATE_DIRECTORY))
+
+
+def _link(name: str, directory: int, new: str, new_directory: int, *, follow: bool = False) -> None:
+    os.link(name, new, src_dir_fd=directory, dst_dir_fd=new_directory, follow_symlinks=follow)
+
+
+def _directories(paths: Iterable[str], known: Collection[str]) -> set[str]:
+    """Those that *paths* are in, each with those above it: up to one that is *known*, or to the root, inclusively."""
+    found = set()
+    for directory in {path.rpartition("/")[0] for path in paths}:
+        found.add(directory)
+        while directory and directory not in known:
+            directory = directory.rpartition("/")[0]
+            found.add(directory)
+    return found
+
+
 class UnnamedFile:
-    """A file that is being written. ``name`` is its hidden name where it has one, which goes when it is closed."""
+    """A file that is being written.
 
-    __slots__ = ("descriptor", "name", "size")
+    ``name`` is its hidden name, in the *folder* with that descriptor, where it has one; it goes when it is closed.
+    """
 
-    def __init__(self, descriptor: int, name: str | None) -> None:
+    __slots__ = ("descriptor", "folder", "name", "size")
+
+    def __init__(self, descriptor: int, name: str | None, folder: int) -> None:
         self.descriptor = descriptor
         self.name = name
+        self.folder = folder
         self.size = 0
 
     def write(self, pieces: Sequence[bytes | memoryview]) -> None:
@@ -338,7 +430,7 @@ class UnnamedFile:
             os.close(self.descriptor)
         finally:
             if self.name is not None:
-                os.unlink(self.name)
+                os.unlink(self.name, dir_fd=self.folder)
 
 
 def _element(element: int, vr: bytes, value: bytes) -> bytes:

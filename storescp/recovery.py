@@ -6,9 +6,10 @@ so this takes as long for a small archive as for a large one.
 
 from __future__ import annotations
 
-import os
+import contextlib
 from typing import NamedTuple
 
+from storescp.beneath import SymbolicLink
 from storescp.index import Index, ReceivedInstance
 from storescp.journal import Journal
 from storescp.lost_answers import LostAnswers
@@ -48,14 +49,15 @@ def recover(
     unreadable: list[tuple[str, str]] = []
     for path in journal.found:
         row = rows.get(path)
-        if not os.path.exists(directory.path_of(path)):
+        if not directory.has(path):
             directory.prune(path)
             if row is not None:
                 without_file.append(path)
             continue
         if path in open_paths:
             # The process may have died before it synced what it had named.
-            directory.sync_file(path)
+            with contextlib.suppress(SymbolicLink):
+                directory.sync_file(path)
             lost.add(path)
         elif row is not None:
             continue
@@ -64,7 +66,7 @@ def recover(
         algorithm = row.digest.partition(":")[0] if row is not None and row.digest else digest
         try:
             instance = read_instance(directory.root, path, algorithm)
-        except NotAnInstance as error:
+        except (NotAnInstance, SymbolicLink) as error:
             unreadable.append((path, str(error)))
             continue
         if row is None or (row.size, row.digest) != (instance.size, instance.digest):

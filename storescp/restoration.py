@@ -10,9 +10,10 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 
+from storescp.beneath import SymbolicLink
 from storescp.journal_file import VOID, Content, Event
 from storescp.part10 import StorageDirectory, UnnamedFile
-from storescp.stored_file import NotAnInstance, open_file
+from storescp.stored_file import NotAnInstance, open_below
 
 _PIECE = 1024 * 1024
 
@@ -34,7 +35,7 @@ def restore(directory: StorageDirectory, events: Iterable[Event]) -> list[str]:
         if not of_path or _is_there(directory, of_path[-1]):
             continue
         # One with a sync of its own does not count if the power was cut in the middle of that: nobody was told then.
-        while of_path and of_path[-1].content is None and not _is_whole(hidden, of_path[-1]):
+        while of_path and of_path[-1].content is None and not _is_whole(directory, hidden, of_path[-1]):
             of_path.pop()
         if not of_path or _is_there(directory, of_path[-1]):
             continue
@@ -42,7 +43,8 @@ def restore(directory: StorageDirectory, events: Iterable[Event]) -> list[str]:
         if (content := of_path[-1].content) is not None:
             rewrite(directory, path, content)
         else:
-            _put(directory, UnnamedFile(-1, hidden[of_path[-1].inode]), path)
+            name = hidden[of_path[-1].inode]
+            _put(directory, UnnamedFile(-1, name, directory.hidden_descriptor), path)
     directory.sync_directories(restored)
     return restored
 
@@ -75,7 +77,7 @@ def _is_there(directory: StorageDirectory, event: Event) -> bool:
     if content is None:  # the name was given when the bytes were on the disk
         return directory.inode_of(event.path) == event.inode
     try:
-        with open_file(directory.path_of(event.path)) as file:
+        with open_below(directory.beneath, event.path) as file:
             return os.fstat(file.fileno()).st_size == content.size and all(
                 file.read(len(piece)) == piece for piece in _pieces(content)
             )
@@ -83,14 +85,18 @@ def _is_there(directory: StorageDirectory, event: Event) -> bool:
         return False
     except NotAnInstance:  # no regular file: somebody else's, and more than we would take away
         return True
+    except SymbolicLink:
+        if directory.has(event.path):  # it is the file itself
+            return True
+        raise
 
 
-def _is_whole(hidden: Mapping[int, str], event: Event) -> bool:
+def _is_whole(directory: StorageDirectory, hidden: Mapping[int, str], event: Event) -> bool:
     """Whether the file that *event* was about has its hidden name yet, and all its bytes."""
     if event.inode not in hidden:
         return False
     checksum = 0
-    with open(hidden[event.inode], "rb") as file:
+    with open(directory.open_hidden(hidden[event.inode]), "rb") as file:
         while piece := file.read(_PIECE):
             checksum = zlib.crc32(piece, checksum)
     return checksum == event.checksum

@@ -5,6 +5,7 @@ What belongs here: reading, by descriptors and in pieces, whatever size the file
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -13,6 +14,7 @@ from io import FileIO
 from typing import NamedTuple
 
 from storescp import dataset_head as tags
+from storescp.beneath import Beneath
 from storescp.dataset_head import Head, HeadError, HeadReader
 from storescp.index import ReceivedInstance
 
@@ -68,9 +70,9 @@ def read_file_head(descriptor: int) -> FileHead:
 def read_instance(root: str, path: str, digest: str | None) -> ReceivedInstance:
     """What the index is to know of the file at *path*, with "/" under *root*; received when it was last modified.
 
-    *digest* is the name of an algorithm of hashlib. Raises NotAnInstance and OSError.
+    *digest* is the name of an algorithm of hashlib. Raises NotAnInstance, SymbolicLink and OSError.
     """
-    with open_file(os.path.join(root, path)) as file:
+    with contextlib.closing(Beneath(root)) as beneath, open_below(beneath, path) as file:
         status = os.fstat(file.fileno())
         head = read_file_head(file.fileno())
         data_set = read_data_set_head(file.fileno(), head)
@@ -122,7 +124,16 @@ def read_data_set_head(descriptor: int, head: FileHead) -> Head:
 def open_file(path: str) -> FileIO:
     """Open a regular file for reading. Raises NotAnInstance for anything else, and OSError."""
     # O_NONBLOCK: a FIFO without a writer would block.
-    file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    return _regular(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+def open_below(beneath: Beneath, path: str) -> FileIO:
+    """As :func:`open_file`, for a path that no link is followed on. Raises SymbolicLink, too."""
+    return _regular(beneath.open_file(path))
+
+
+def _regular(descriptor: int) -> FileIO:
+    file = FileIO(descriptor)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise NotAnInstance("not a regular file")

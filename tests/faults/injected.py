@@ -19,6 +19,7 @@ from collections import Counter
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from storescp.beneath import MOST
 from storescp.store import JOURNAL_BYTES
 from tests.faults.load import (
     ABSENT,
@@ -245,7 +246,7 @@ def injected_errors(
                 f"seed {seed}, {call}, {error}, when {when}: {violation}\n{strace.text}"
             ) from None
     tally.instances_checked = check(victim.storage, victim.ledger)
-    if victim.descriptors() > descriptors + 2:
+    if victim.descriptors() > descriptors + MOST + 2:  # directories are kept open for a moment
         raise Violation(f"the server keeps {victim.descriptors() - descriptors} descriptors")
     victim.release()
     victim.server.stop()
