@@ -21,6 +21,7 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
+from tests.faults.injected import Strace
 from tests.pki import Authority
 from tests.server import DEADLINE, Server, environment, free_port, run, temporary_directory
 from tests.test_end_to_end import DATA
@@ -296,11 +297,25 @@ class ReportTests(_TestCase):
             stop()
 
     def test_never_synced(self) -> None:
-        """With --sync never the files are brought to the disk before the report says that they are safe."""
-        server = self.start("--sync", "never")
-        self.listen()
-        self.assertEqual(self.modality.ask_once(server), 0)
+        """With --sync never the files are brought to the disk before the report says that they are safe.
+
+        If that fails it does not say so.
+        """
+        server = self.start("--sync", "never", "--commitment-delay", "0")
+        association = self.modality.associate(server)
+        self.assertEqual(self.modality.ask(association), 0)  # after which there is the thread that does it
         self.assertEqual(self.modality.reported(), ALL)
+        paths = [word for path in (server.storage, *server.files().values()) for word in ("-P", str(path))]
+        trace = self.home / "trace"
+        failing = ("-e", "inject=syncfs,fsync:error=EIO")
+        with Strace(server.process.pid, trace, *paths, "-e", "trace=syncfs,fsync", *failing) as strace:
+            self.assertEqual(self.modality.ask(association, "1.2.4"), 0)
+            failed = [(uid, 0x0110) for uid in (CT_UID, MR_UID)]
+            self.assertEqual(self.modality.reported(), (2, "1.2.4", [], failed))
+        self.assertIn("INJECTED", strace.text)
+        self.assertEqual(self.modality.ask(association, "1.2.5"), 0)
+        self.assertEqual(self.modality.reported()[:2], (1, "1.2.5"))
+        association.release()
         server.stop()
 
 
