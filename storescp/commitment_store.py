@@ -131,6 +131,14 @@ class CommitmentStore:
             ).fetchone()
             return None if due is None else float(due)
 
+    def planned(self) -> list[tuple[Owed, float | None]]:
+        """All that is owed, the oldest first, and when it is due: None for what somebody is at."""
+        with self._transaction() as connection:
+            rows = connection.execute(
+                f"SELECT {_ROW}, due_at, holder FROM transactions ORDER BY requested_at, id"
+            ).fetchall()
+            return [(_owed(row), row["due_at"] if row["holder"] is None else None) for row in rows]
+
     def settle(self, number: int) -> None:
         """The requester has had the report, or never will."""
         with self._transaction() as connection:

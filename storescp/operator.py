@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from storescp import __version__
+from storescp.commitment_store import CommitmentsUnavailable
 from storescp.config import OPTIONS, Config, ConfigError, load
 from storescp.index import Index, IndexUnavailable
 from storescp.operator_archive import Archive, ArchiveError, Reindexing, Verification, Workers
 from storescp.operator_arguments import WrongUsage, number
+from storescp.operator_commitments import add_parser as add_commitments_parser
 from storescp.operator_config import add_parser as add_config_parser
 from storescp.operator_output import (
     Output,
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ConfigError, IndexUnavailable, ArchiveError, CannotComplete) as error:
+    except (ConfigError, IndexUnavailable, ArchiveError, CannotComplete, CommitmentsUnavailable) as error:
         return _fail(str(error))
     except BrokenProcessPool:
         return _fail("a process that read files was killed")
@@ -230,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_archive_options(stats)
     stats.set_defaults(command=_stats)
 
+    add_commitments_parser(commands)
     add_config_parser(commands)
     add_peer_commands(commands)
     add_completion_parser(commands, parser)

@@ -46,7 +46,14 @@ BLOCKING = (
     *("scu_errors", "scu_tls", "scu", "measurements", "shared", "channel", "readiness"),
 )
 OPERATOR = (
-    *("operator_archive", "operator_send", "operator_config", "operator_arguments", "operator_output"),
+    *(
+        "operator_archive",
+        "operator_send",
+        "operator_config",
+        "operator_commitments",
+        "operator_arguments",
+        "operator_output",
+    ),
     *("operator_peer", "operator_run", "operator", "__main__"),
 )
 ADAPTERS = (
