@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -29,6 +28,7 @@ from storescp.commitment_ledger import Encoded, Ledger
 from storescp.commitment_store import CommitmentsUnavailable, Owed, Taken
 from storescp.dimse import Command, encode_command
 from storescp.interfaces import IService
+from storescp.logs import AssociationLogger
 from storescp.scp import StorageSCP
 from storescp.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 
@@ -67,11 +67,12 @@ class _Action(NamedTuple):
 class CommitmentSCP:
     """The service on the association of *user*. See IService."""
 
-    log = Logger()
+    log = AssociationLogger()
 
     def __init__(self, user: StorageSCP, ledger: Ledger, clock: IReactorTime) -> None:
         self._user = user
         self._association = user.association
+        self.association_id = user.association_id
         self._ledger = ledger
         self._clock = clock
         self._longest = OTHER_BYTES + ITEM_BYTES * ledger.settings.max_items
@@ -239,7 +240,7 @@ class CommitmentSCP:
         elif message_id in self._reported:
             owed, report = self._reported.pop(message_id)
             del self._held[owed.id]
-            self._ledger.confirmed(owed, report, "on its association")
+            self._ledger.confirmed(owed, report, "on its association", self.log)
 
     def _not_confirmed(self, message_id: int, why: str) -> None:
         if message_id in self._reported:

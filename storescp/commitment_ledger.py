@@ -108,9 +108,9 @@ class Ledger:
         """What is to be reported at this moment. Fails with IndexUnavailable."""
         return self._judgement.call(self._encoded, owed, transfer_syntax_uid)
 
-    def confirmed(self, owed: Owed, report: Report, how: str) -> Deferred[None]:
-        """The requester has the report."""
-        self.log.info(
+    def confirmed(self, owed: Owed, report: Report, how: str, log: Logger | None = None) -> Deferred[None]:
+        """The requester has the report, which *log* is told, by default ours."""
+        (log or self.log).info(
             "storage commitment: reported to {calling} {how}: {committed} of {count} instances committed{failed}",
             calling=owed.calling_ae_title,
             how=how,

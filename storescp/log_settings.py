@@ -35,6 +35,7 @@ AREAS: Final = {
     "association": ("connections", "protocol"),
     "dimse": ("scp",),
     "storage": ("store",),
+    "commitment": ("commitment", "commitment_ledger", "reporter"),
     "tls": ("tls",),
     "audit": ("audit", "syslog"),
     "twisted": (),
