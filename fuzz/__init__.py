@@ -7,4 +7,4 @@ import pathlib
 HERE = pathlib.Path(__file__).parent
 
 #: The targets; see :mod:`fuzz.targets`, which is not to be imported before the fuzzer has been.
-NAMES = ("pdus", "user_information", "command", "head", "stored", "conversation")
+NAMES = ("pdus", "user_information", "command", "head", "stored", "commitment", "conversation")

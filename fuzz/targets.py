@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 
 from fuzz import HERE, NAMES
 from storescp import dataset_head, dimse, extended_negotiation, pdu, stored_file
+from storescp.commitment_data import BadRequest, decode_request, encode_request
 from storescp.dataset_head import Head, HeadError, HeadReader
 from storescp.extended_negotiation import CommonExtendedNegotiation, ExtendedNegotiation, RoleSelection
 from storescp.negotiation import Policy, negotiate
 from storescp.presentation import resolve_accepted
-from storescp.sop_classes import VERIFICATION
+from storescp.sop_classes import PLAIN_TRANSFER_SYNTAXES, VERIFICATION
 from storescp.stored_file import NotAnInstance
 from tests.conversation import World
 
@@ -223,6 +224,18 @@ def conversation(data: bytes) -> None:
     assert not world.factory.associations and not world.factory.pending
     assert world.factory.occupancy.associations == 0
     assert all(i.cancelled or (i.finished and i.finished.called) for i in world.memory.instances)
+
+
+def commitment(data: bytes) -> None:
+    """A request for storage commitment: refused, or what it was when it is encoded and read again."""
+    if not data:
+        return
+    syntax = PLAIN_TRANSFER_SYNTAXES[data[0] % 3]
+    try:
+        request = decode_request(data[1:], syntax, 50)
+    except BadRequest:
+        return
+    assert decode_request(encode_request(request, syntax), syntax, 50) == request
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {name: globals()[name] for name in NAMES}

@@ -162,6 +162,8 @@ class Ledger:
 
     def _encoded(self, owed: Owed, transfer_syntax_uid: str) -> Encoded:
         if self._judge is None:
+            if not os.path.exists(self._index_db):  # which must not be made anew: its rows would be missing
+                raise IndexUnavailable(f"index {self._index_db}: no such file")
             self._judge = Judge(
                 self._root,
                 Index(self._index_db),

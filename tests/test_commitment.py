@@ -386,15 +386,15 @@ class ReportTests(_TestCase):
         self.assertEqual(self.heard()[1:], [AReleaseRP()])
 
     def test_no_index(self) -> None:
-        """What cannot be told at present is not told: it is tried again later."""
+        """What cannot be told at present is not told: it is tried again later, and no index made for it."""
         self.index_db.unlink()
-        self.index_db.mkdir()
         self.asked()
         self.world.clock.advance(1)
         self.work()
         self.assertEqual((self.heard(), self.due()), ([], 1060.0))
         (owed,) = self.ledger.store.claim(1060.0, 9)
         self.assertEqual((owed.attempts, self.ledger.delay(owed)), (1, 120.0))
+        self.assertFalse(self.index_db.exists())
 
     def test_repeated(self) -> None:
         """A request that is repeated on another association is answered, and reported once."""
