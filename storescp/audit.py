@@ -42,6 +42,9 @@ PATIENCE: Final = 5.0
 STUDIES: Final = 64
 KINDS: Final = 64
 
+#: Characters of anything that comes from a peer or a data set: DICOM allows 64, broken ones may have more.
+LONGEST: Final = 100
+
 # What a node has been refused for as one that may not come in, and not for what it asked or because we were full.
 _OF_NODES = frozenset(("rejected_titles", "rejected_addresses", "rejected_certificates", "rejected_called"))
 
@@ -98,7 +101,7 @@ class Audit:
 
     def authenticated(self, request: AAssociateRQ, host: str, user: str) -> None:
         """A user has shown who it is."""
-        self._user(Peer(request.calling_ae_title, request.called_ae_title, host, user), "")
+        self._user(Peer(request.calling_ae_title, request.called_ae_title, host, user[:LONGEST]), "")
 
     def transfers(self, association: Association, duplicate: Duplicate) -> Transfers:
         """What is to count what *association* brings. See Transfers."""
@@ -138,7 +141,10 @@ class Transfers:
     def __init__(self, audit: Audit, association: Association, duplicate: Duplicate) -> None:
         self._audit = audit
         self._peer = Peer(
-            association.calling_ae_title, association.called_ae_title, association.host, association.user
+            association.calling_ae_title,
+            association.called_ae_title,
+            association.host,
+            association.user[:LONGEST],
         )
         self._new = (association.caller.duplicate or duplicate) is Duplicate.REJECT
         self._counts: dict[tuple[bytes, bytes], _Counts] = {}  # by study and patient
@@ -155,7 +161,8 @@ class Transfers:
         if counts is None or (kind not in counts.of and len(counts.of) >= KINDS):
             if counts is not None or len(self._counts) >= STUDIES:
                 self.report()
-            study = head.text(tags.STUDY_INSTANCE_UID) or "", head.text(tags.PATIENT_ID) or ""
+            study_uid, patient = head.text(tags.STUDY_INSTANCE_UID) or "", head.text(tags.PATIENT_ID) or ""
+            study = study_uid[:LONGEST], patient[:LONGEST]
             counts = self._counts[key] = _Counts(study, {})
             self._audit.begun(self._peer, Study(*study, {}))
         counts.of[kind] = counts.of.get(kind, 0) + 1
@@ -169,7 +176,7 @@ class Transfers:
             statuses: dict[Status, int] = {}
             for (sop_class, status), count in of.items():
                 part = stored if status is Status.SUCCESS else failed
-                uid = sop_class.rstrip(b"\0 ").decode("ascii", "replace")
+                uid = sop_class[:LONGEST].rstrip(b"\0 ").decode("ascii", "replace")
                 part[uid] = part.get(uid, 0) + count
                 if part is failed:
                     statuses[status] = statuses.get(status, 0) + count
@@ -192,7 +199,7 @@ def _user_of(request: AAssociateRQ) -> str:
     identity = request.user_information.user_identity
     if identity is None or identity.type not in (1, 2):  # PS3.7 Table D.3-14: a username
         return ""
-    return identity.primary[:256].decode("utf-8", "replace")
+    return identity.primary[:LONGEST].decode("utf-8", "replace")
 
 
 def _now() -> datetime.datetime:

@@ -121,6 +121,20 @@ class TransfersTests(SynchronousTestCase):
         transfers.report()
         self.assertEqual([report[3] for report in audit.reports], [False])
 
+    def test_longest(self) -> None:
+        """Identifiers that are far too long are cut: a message stays within what receivers take, 32 KiB (§A.6)."""
+        audit, transfers = self.transfers()
+        for number in range(KINDS):
+            transfers.add(self.outcome("1" * 5000, "&" * 5000, f"{number:03}" * 999))
+        transfers.report()
+        ((study, patient, instances, new, failure),) = audit.reports
+        peer = Peer("&" * 16, "&" * 16, "::1", "&" * 100)
+        message = instances_transferred(
+            REPORTER, peer, WHEN, Study(study, patient, instances), new=new, failure=failure
+        )
+        self.assertEqual(len(instances), KINDS)
+        self.assertLess(len(message), 32768)
+
     def test_bounds(self) -> None:
         """Many studies, or kinds of instances of one, are reported before the end, and none is forgotten."""
         audit, transfers = self.transfers()
