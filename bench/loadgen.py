@@ -44,7 +44,7 @@ _RELEASE_RQ = struct.pack(">BBII", 5, 0, 4, 0)
 _STATUS = struct.pack("<HHI", 0, 0x0900, 2)  # tag and length in Implicit VR Little Endian
 _MESSAGE_ID_RESPONDED = struct.pack("<HHI", 0, 0x0120, 2)
 _PIECES_PER_CALL = 64  # far below IOV_MAX
-_TLS_RECORD = 16 * 1024  # the longest there is
+_TLS_PORTION = 16 * 16 * 1024  # what is encrypted at once: so many of the longest records there are
 _QUIET = 0.025  # seconds without any event after which we stop waiting for an A-ASSOCIATE-AC
 _INTEREST = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
@@ -77,32 +77,74 @@ class Load:
     stall: float = 60.0
 
 
-class _TLSSocket(ssl.SSLSocket):
-    """Looks like a plain socket that does not block."""
+class _TLSSocket:
+    """Looks like a socket that does not block.
 
-    def sendmsg(self, pieces: list[bytes | memoryview]) -> int:  # type: ignore[override]
-        """One record at most, as OpenSSL writes one at a time."""
-        record, room = [], _TLS_RECORD
-        for piece in pieces:
-            record.append(memoryview(piece)[:room])
-            room -= len(record[-1])
-            if not room:
-                break
-        try:
-            return self.send(record[0] if len(record) == 1 else b"".join(record))
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise BlockingIOError from None
+    OpenSSL encrypts as much as there is in one call, and one call sends that: a record at a time, which is what
+    ssl.SSLSocket can do, would cost the load generator half as much again.
+    """
 
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        try:
-            return super().recv(buflen, flags)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise BlockingIOError from None
+    def __init__(self, plain: socket.socket) -> None:
+        self._plain = plain
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = _tls_context().wrap_bio(self._incoming, self._outgoing)
+        self._established = False
+        self._encrypted = memoryview(b"")  # what the kernel has not taken yet
+        self._accepted = 0  # bytes that this is made of
+        self.fileno = plain.fileno
+        self.setsockopt = plain.setsockopt
+        self.connect_ex = plain.connect_ex
+
+    def sendmsg(self, pieces: Sequence[bytes | memoryview]) -> int:
+        """So many bytes of *pieces* are on their way; after a BlockingIOError the same are to be given again."""
+        self._shake_hands()
+        if not self._encrypted:
+            window, room = [], _TLS_PORTION
+            for piece in pieces:
+                window.append(memoryview(piece)[:room])
+                room -= len(window[-1])
+                if not room:
+                    break
+            self._accepted = self._tls.write(window[0] if len(window) == 1 else b"".join(window))
+            self._encrypted = memoryview(self._outgoing.read())
+        while self._encrypted:
+            self._encrypted = self._encrypted[self._plain.send(self._encrypted) :]
+        return self._accepted
+
+    def recv(self, size: int) -> bytes:
+        """What has been decrypted; empty at the end."""
+        self._shake_hands()
+        while True:
+            try:
+                return self._tls.read(size)
+            except ssl.SSLWantReadError:
+                self._read()
+            except ssl.SSLZeroReturnError:
+                return b""
 
     def close(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            self.unwrap()  # says farewell, and waits for none
-        super().close()
+            self._tls.unwrap()  # says farewell, and waits for none
+        with contextlib.suppress(OSError):
+            self._plain.send(self._outgoing.read())
+        self._plain.close()
+
+    def _shake_hands(self) -> None:
+        while not self._established:
+            try:
+                self._tls.do_handshake()
+                self._established = True
+            except ssl.SSLWantReadError:
+                self._read()
+            finally:
+                if self._outgoing.pending:
+                    self._plain.send(self._outgoing.read())
+
+    def _read(self) -> None:
+        if data := self._plain.recv(65536):
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
 
 
 @functools.cache
@@ -112,7 +154,6 @@ def _tls_context() -> ssl.SSLContext:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("ECDHE-RSA-AES128-GCM-SHA256")
-    context.sslsocket_class = _TLSSocket
     return context
 
 
@@ -208,7 +249,7 @@ class Association:
         self._unsent = 0
         self._window = 1
         self._outstanding: dict[int, float] = {}  # since when, by message ID
-        self._socket: socket.socket | None = None
+        self._socket: socket.socket | _TLSSocket | None = None
         self._received = b""
         self._command = b""
         self._pieces: Sequence[bytes | memoryview] = ()
@@ -227,10 +268,9 @@ class Association:
             self._generator.clock_starts(self._since)
         self._received = self._command = b""
         self._on_pdu = self._on_association_answer
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        if load.tls:
-            sock = _tls_context().wrap_socket(sock, do_handshake_on_connect=False)
+        plain = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        plain.setblocking(False)
+        sock = _TLSSocket(plain) if load.tls else plain
         self._socket = sock
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._pieces, self._piece, self._offset = (self._generator.associate_rq,), 0, 0
@@ -466,7 +506,7 @@ class Generator:
     def clock_starts(self, now: float) -> None:
         self.outcome.started = min(self.outcome.started, now)
 
-    def watch(self, sock: socket.socket, association: Association) -> None:
+    def watch(self, sock: socket.socket | _TLSSocket, association: Association) -> None:
         self._associations[sock.fileno()] = association
         self._epoll.register(sock, _INTEREST)
 
@@ -474,7 +514,7 @@ class Generator:
         """Opens the association anew once the events at hand are done with: not now, it would recurse."""
         self._to_open.append(association)
 
-    def forget(self, sock: socket.socket) -> None:
+    def forget(self, sock: socket.socket | _TLSSocket) -> None:
         self._open_next = True
         del self._associations[sock.fileno()]
         self._epoll.unregister(sock)
