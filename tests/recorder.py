@@ -16,6 +16,7 @@ class Recorder:
     def __init__(self, address: tuple[str, int]) -> None:
         self.said: list[bytearray] = []
         self.answered: list[bytearray] = []
+        self._over = threading.Event()  # the latest connection
         self._address = address
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -32,6 +33,12 @@ class Recorder:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
+
+    def whole(self) -> list[pdu.PDU]:
+        """What the sender has said on its latest connection, P-DATA-TF left out, when that is over."""
+        if not self._over.wait(30):
+            raise TimeoutError("the connection does not end")
+        return pdus(self.said[-1])
 
     def request(self) -> AAssociateRQ:
         """The latest association request."""
@@ -55,10 +62,12 @@ class Recorder:
                 said, answered = bytearray(), bytearray()
                 self.said.append(said)
                 self.answered.append(answered)
+                self._over.clear()
                 back = threading.Thread(target=_copy, args=(server, sender, answered.extend))
                 back.start()
                 _copy(sender, server, said.extend)
                 back.join()
+                self._over.set()
 
 
 def pdus(stream: bytes | bytearray) -> list[pdu.PDU]:

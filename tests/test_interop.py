@@ -35,7 +35,7 @@ from storescp.pdu import AAbort, AReleaseRQ
 from storescp.sop_classes import STORAGE_SOP_CLASSES
 from tests.pki import Authority
 from tests.raw_scu import CT, EXPLICIT
-from tests.recorder import Recorder, pdus
+from tests.recorder import Recorder
 from tests.server import DEADLINE, ROOT, Server, data_set_of, environment, free_port, run, temporary_directory
 from tests.test_commitment_end_to_end import Modality
 from tests.test_end_to_end import DATA, dcmtk_profile
@@ -104,7 +104,7 @@ class Cells:
 
     def released(self) -> None:
         """The latest association was released by the sender, and so the server saw it."""
-        self.case.assertIn(AReleaseRQ(), pdus(self.recorder.said[-1]))
+        self.case.assertIn(AReleaseRQ(), self.recorder.whole())
         self.server.wait_for("association released")
 
     def is_windowed(self) -> None:
@@ -117,7 +117,7 @@ class Cells:
 
     def is_aborted(self) -> None:
         """The latest association was aborted by the sender, and so the server saw it."""
-        self.case.assertIsInstance(pdus(self.recorder.said[-1])[-1], AAbort)
+        self.case.assertIsInstance(self.recorder.whole()[-1], AAbort)
         self.server.wait_for(r"association aborted: .*: A-ABORT received \(source 0, reason \d\)")
 
     def has(self, *paths: pathlib.Path) -> None:
