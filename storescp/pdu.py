@@ -355,9 +355,9 @@ class PDUReader:
                 self._pdv_left -= size
                 self._position = position + size
                 return self._fragment(position, position + size)
+            if 0 < self._pdu_left < 6:
+                raise InvalidPDU(f"{self._pdu_left} bytes after the last PDV of a P-DATA-TF")
             if left < 6:
-                if 0 < self._pdu_left < 6:
-                    raise InvalidPDU(f"{self._pdu_left} bytes after the last PDV of a P-DATA-TF")
                 return None
             if self._pdu_left:
                 size, self._context_id, self._control = _PDV.unpack_from(data, position)
