@@ -8,12 +8,14 @@ journal, which is: unless the server does not wait for the disk (``--sync never`
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterable
+from contextlib import closing
 
+from storescp.beneath import Beneath
 from storescp.commitment_data import FailureReason, Reference, Report, Request
 from storescp.flushing import can_sync_file_system, sync_file_system, sync_path
 from storescp.index import Index, Row
+from storescp.stored_file import NotAnInstance, open_below
 
 
 class Judge:
@@ -68,13 +70,16 @@ class Judge:
                 reason = FailureReason.CLASS_INSTANCE_CONFLICT
                 continue
             try:
-                status = os.stat(os.path.join(self._root, row.path))
+                with closing(Beneath(self._root)) as beneath, open_below(beneath, row.path) as file:
+                    status = os.fstat(file.fileno())
             except (FileNotFoundError, NotADirectoryError):
                 reason = FailureReason.NO_SUCH_OBJECT_INSTANCE
+            except NotAnInstance:
+                reason = FailureReason.PROCESSING_FAILURE
             except OSError:
                 reason = FailureReason.PROCESSING_FAILURE
             else:
-                if stat.S_ISREG(status.st_mode) and status.st_size == row.size:
+                if status.st_size == row.size:
                     return row.path
                 reason = FailureReason.PROCESSING_FAILURE
         return reason

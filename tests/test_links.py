@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from storescp.commitment_check import Judge
+from storescp.commitment_data import FailureReason, Reference, Request
+from storescp.index import Index
 from storescp.store import JOURNAL_BYTES
 from tests.raw_scu import CT, EXPLICIT, RawSCU, instance
 from tests.server import Server, run_twistd, temporary_directory
@@ -113,6 +116,31 @@ class LinkedFileTests(SynchronousTestCase):
             self.assertEqual(outside.read_bytes(), before)
             self.assertEqual(path.is_symlink(), duplicate != "replace")
             server.stop()
+
+
+class CommitmentTests(SynchronousTestCase):
+    """A link in the place of a file that storage commitment is asked for."""
+
+    def test_not_committed(self) -> None:
+        """What is behind a link is not the archive's: it is no longer vouched for."""
+        server = Server(self)
+        with RawSCU(server.address) as scu:
+            scu.associate([(CT, EXPLICIT)])
+            self.assertEqual(scu.store("1.2.3", instance("1.2.3"), 1), 0)
+            scu.release()
+        server.stop()
+        index = Index(str(server.storage / ".storescp" / "index.db"))
+        judge = Judge(str(server.storage), index, lambda uid: True, is_synced=True)
+        self.addCleanup(judge.close)
+        reference = Reference(CT, "1.2.3")
+        request = Request("1.2.9", (reference,))
+        self.assertEqual(judge.report(request).committed, (reference,))
+        (path,) = server.files().values()
+        outside = temporary_directory(self) / "study"
+        path.parent.rename(outside)
+        path.parent.symlink_to(outside)
+        failed = ((reference, FailureReason.PROCESSING_FAILURE),)
+        self.assertEqual((judge.report(request).committed, judge.report(request).failed), ((), failed))
 
 
 class StartTests(SynchronousTestCase):
