@@ -33,7 +33,7 @@ class LogFormat(enum.Enum):
 AREAS: Final = {
     "server": ("service", "supervisor", "worker_process", "child", "receiver", "tap"),
     "association": ("connections", "protocol"),
-    "dimse": ("scp", "commitment"),
+    "dimse": ("scp",),
     "storage": ("store",),
     "commitment": ("commitment", "commitment_ledger", "reporter"),
     "tls": ("tls",),

@@ -115,6 +115,8 @@ class LogTests(SynchronousTestCase):
     def test_areas(self) -> None:
         """It names the areas of the log, and of each the modules exist."""
         text = (ROOT / "docs" / "logs.rst").read_text()
+        every = [module for modules in AREAS.values() for module in modules]
+        self.assertEqual(sorted(every), sorted(set(every)))
         for area, modules in AREAS.items():
             self.assertIn(f"``{area}``", text)
             for module in modules:
