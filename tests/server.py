@@ -94,13 +94,17 @@ def storescp_run(*options: object) -> list[str | pathlib.Path]:
 
 
 def run_twistd(
-    *options: object, cwd: pathlib.Path, main: tuple[str, ...] = ("--pidfile=", "-n")
+    *options: object,
+    cwd: pathlib.Path,
+    main: tuple[str, ...] = ("--pidfile=", "-n"),
+    inherited: tuple[int, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run the server until it ends by itself, with *cwd* as its working directory."""
     return subprocess.run(
         twistd(*options, main=main),
         cwd=cwd,
         env=environment(),
+        pass_fds=inherited,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -146,8 +147,13 @@ class DaemonTests(SynchronousTestCase):
         self.pid_file, self.log_file = self.home / "pid", self.home / "log"
         self.main = (f"--pidfile={self.pid_file}", f"--logfile={self.log_file}")
 
-    def start(self, *options: object) -> subprocess.CompletedProcess[str]:
-        ended = run_twistd("--storage-dir", self.home / "received", *options, cwd=self.home, main=self.main)
+    def start(self, *options: object, inherited: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
+        ended = run_twistd(
+            *("--storage-dir", self.home / "received", *options),
+            cwd=self.home,
+            main=self.main,
+            inherited=inherited,
+        )
         self.addCleanup(self.end)
         return ended
 
@@ -178,9 +184,14 @@ class DaemonTests(SynchronousTestCase):
 
     def test_taken_port(self) -> None:
         """A taken port: exit code 1, the reason on stderr and in the log, no PID file, nobody left."""
+        ends, held = os.pipe()
+        self.addCleanup(os.close, ends)
         with socket.create_server(("127.0.0.1", 0)) as other:
             endpoint = f"tcp:{other.getsockname()[1]}:interface=127.0.0.1"
-            started = self.start("--listen", endpoint)
+            started = self.start("--listen", endpoint, inherited=(held,))
+        os.close(held)
+        # The process that failed ends after its parent, which it has told: until then it holds the pipe.
+        self.assertEqual(select.select([ends], [], [], DEADLINE)[0], [ends])
         self.assertEqual(started.returncode, 1)
         self.assertIn(endpoint, started.stderr)
         self.assertNotIn("Traceback", started.stderr)
