@@ -85,7 +85,7 @@ class Archive:
                     line += f": {error.filename!r}"
                 raise CannotOpen(line) from None
             except IndexUnavailable as error:
-                raise CannotOpen(str(error)) from None
+                raise CannotOpen(f"{error}{_if_full(config.index_db)}") from None
             self.committer = Committer(self.directory, self.index, journal, lost, config.duplicate, exclusive)
             self._close = stack.pop_all()
 
@@ -108,6 +108,14 @@ class _FileLock:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _if_full(index_db: str | None) -> str:
+    """What SQLite does not say: that there is no room for the index, if so, as the end of a line."""
+    with contextlib.suppress(OSError):
+        if index_db is not None and not os.statvfs(os.path.dirname(os.path.abspath(index_db))).f_bavail:
+            return "; no space is left on its file system"
+    return ""
 
 
 def _journal_size(directory: str) -> int:
