@@ -35,7 +35,7 @@ def mistakes_of(config: Config, warnings: list[str]) -> Iterator[str]:
     if config.tls is not None:
         try:
             from storescp.credentials import BadCredentials
-            from storescp.tls import TLS
+            from storescp.tls_context import TLS
         except ImportError as error:
             yield f"tls-certificate: expected the packages that pip install 'storescp[tls]' brings, got: {error}"
         else:

@@ -31,7 +31,7 @@ from storescp.shared import Departures, SharedCounts, SharedOccupancy
 
 if TYPE_CHECKING:
     from storescp.audit import Audit
-    from storescp.tls import TLS
+    from storescp.tls_context import TLS
 
 #: Messages that are taken in one turn.
 MESSAGES = 64
@@ -86,7 +86,8 @@ class Child:
         self._tls: TLS | None = None
         self._secure: IProtocolFactory = self._receiver.factory
         if config.tls is not None:
-            from storescp.tls import TLS, SecureFactory  # needs pyOpenSSL
+            from storescp.tls import SecureFactory  # needs pyOpenSSL
+            from storescp.tls_context import TLS
 
             self._tls = TLS(config.tls)
             self._secure = SecureFactory(self._tls, self._receiver.factory, reactor)

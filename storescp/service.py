@@ -48,7 +48,7 @@ from storescp.tls_settings import TLSSettings, beneath, is_secure
 
 if TYPE_CHECKING:
     from storescp.audit import Audit
-    from storescp.tls import TLS
+    from storescp.tls_context import TLS
 
 
 class CannotStart(Exception):
@@ -82,7 +82,8 @@ class StoreSCPService(Service):
         self._tls: TLS | None = None
         if config.tls is not None:
             try:
-                from storescp.tls import TLS, SecureFactory
+                from storescp.tls import SecureFactory
+                from storescp.tls_context import TLS
             except ImportError as error:
                 raise CannotStart(
                     f"TLS: expected the packages that pip install 'storescp[tls]' brings, got: {error}"
@@ -175,7 +176,7 @@ class StoreSCPService(Service):
     def _read_credentials(self, settings: TLSSettings) -> TLS:
         """Raises CannotStart."""
         from storescp.credentials import BadCredentials
-        from storescp.tls import TLS
+        from storescp.tls_context import TLS
 
         tls = TLS(settings)
         try:

@@ -1,244 +1,237 @@
-"""TLS beneath associations, PS3.15 Annex B: contexts of OpenSSL, and connections that speak it.
+"""TLS beneath associations, PS3.15 Annex B: connections that speak it.
 
-What belongs here: all that needs pyOpenSSL, which the extra ``tls`` brings. A connection counts, and its ARTIM timer
-runs, from the moment it is accepted; the handshake has a time limit of its own, and nobody waits for it.
+What belongs here: OpenSSL between a transport and an association. A connection counts, and its ARTIM timer runs,
+from the moment it is accepted; the handshake has a time limit of its own, and nobody waits for it.
 """
 
 from __future__ import annotations
 
-import os
+import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from cryptography import x509
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import (
-    IDelayedCall,
-    IHandshakeListener,
-    IOpenSSLClientConnectionCreator,
-    IOpenSSLServerConnectionCreator,
-    IReactorTime,
-    ITransport,
-)
-from twisted.internet.protocol import Protocol, connectionDone
-from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITransport
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from storescp.credentials import BadCredentials, Credentials, peer_certificate, read
+from storescp.credentials import peer_certificate
 from storescp.logs import AssociationLogger
-from storescp.protocol import AssociationFactory, AssociationProtocol
-from storescp.tls_settings import ClientCertificate, TLSProfile, TLSSettings
+from storescp.protocol import READ_SIZE, AssociationFactory, AssociationProtocol, IConnection
+from storescp.tls_context import TLS, words
 
-_ECDHE = (
-    *("ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256"),
-    *("ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SHA384"),
-)
+#: What a record holds at most, RFC 8446 §5.1.
+RECORD: Final = 16 * 1024
 
-#: The cipher suites of TLS 1.2, best first: RFC 9325 §4.2 and, for the retired profile, RFC 7525 §4.2.
-CIPHER_SUITES: Final = {
-    TLSProfile.BCP195: _ECDHE,
-    TLSProfile.NON_DOWNGRADING: (*_ECDHE, "DHE-RSA-AES128-GCM-SHA256", "DHE-RSA-AES256-GCM-SHA384"),
-    TLSProfile.TLS13: _ECDHE,  # OpenSSL wants some
-}
-
-#: Those of TLS 1.3, RFC 8446 §B.4. The fastest first: none is weak.
-CIPHER_SUITES_13: Final = b"TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256"
-
-# The group ffdhe2048, RFC 7919 §A.1.
-_FFDHE2048 = b"""\
------BEGIN DH PARAMETERS-----
-MIIBCAKCAQEA//////////+t+FRYortKmq/cViAnPTzx2LnFg84tNpWp4TZBFGQz
-+8yTnc4kmz75fS/jY2MMddj2gbICrsRhetPfHtXV/WVhJDP1H18GbtCFY2VVPe0a
-87VXE15/V8k1mE8McODmi3fipona8+/och3xWKE2rec1MKzKT0g6eXq8CrGCsyT7
-YdEIqUuyyOP7uWrat2DX9GgdT0Kj3jlN9K5W7edjcrsZCwenyO4KbXCeAvzhzffi
-7MA0BM0oNC9hkXL+nOmFg/+OTxIy7vKBg8P+OxtMb61zO7X8vC7CIAXFjvGDfRaD
-ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
------END DH PARAMETERS-----
-"""
-
-_VERIFY = {
-    ClientCertificate.REQUIRE: SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT,
-    ClientCertificate.REQUEST: SSL.VERIFY_PEER,
-    ClientCertificate.NONE: SSL.VERIFY_NONE,
-}
-
-# X509_V_ERR_*, in the operator's words.
-_VERIFY_ERRORS = {
-    3: "there is no revocation list of who has issued it",
-    9: "it is not valid yet",
-    10: "it has expired",
-    12: "the revocation list of who has issued it is out of date",
-    18: "it is signed by itself and not trusted",
-    19: "it comes from an authority that is not trusted",
-    20: "it comes from an authority that is not trusted",
-    21: "it comes from an authority that is not trusted",
-    23: "it is revoked",
-    26: "it is not meant for a client",
-}
+#: So much OpenSSL is given at once of what was read: while it decrypts that, the processor has it in its cache.
+PORTION: Final = 64 * 1024
 
 
-@implementer(IOpenSSLServerConnectionCreator)
-class TLS:
-    """How a server speaks TLS, with the credentials that it has at the moment."""
+class Plaintext:
+    """Where records are decrypted to, of one connection after the other: one behind the other, to need no joining."""
 
-    def __init__(self, settings: TLSSettings) -> None:
-        self.settings = settings
-        self.credentials: Credentials | None = None
-        self._context: SSL.Context | None = None
+    def __init__(self) -> None:
+        self._buffer = bytearray(READ_SIZE + RECORD)
+        self._view = memoryview(self._buffer)
 
-    def load(self) -> list[str]:
-        """Read the files, and use what they have from now on; what the operator should know of it.
+    def copy(self, size: int) -> bytes:
+        """The first *size* bytes."""
+        return bytes(self._view[:size])
 
-        Raises BadCredentials, and changes nothing then.
+    def decryptor(self, connection: SSL.Connection) -> Callable[[int], int]:
+        """What puts the next record of *connection* at an offset here, and tells its size: 0 or less if there is none.
+
+        By OpenSSL's own function where pyOpenSSL lets us at it: ``Connection.recv`` takes half as long again, with
+        a buffer, two copies and a look for errors for each record.
         """
-        credentials, warnings = read(self.settings)
-        self.use(credentials)
-        return warnings
-
-    def adopt(self, other: TLS) -> None:
-        """Be as *other* is, for the connections that come."""
-        self.settings, self.credentials, self._context = other.settings, other.credentials, other._context
-
-    def use(self, credentials: Credentials) -> None:
-        """Use *credentials* for the connections that come. Raises BadCredentials."""
-        self._context = _context(self.settings, credentials)
-        self.credentials = credentials
-
-    def client(self) -> ClientTLS:
-        """What makes connections to others, with the credentials of the moment."""
-        assert self.credentials is not None
-        return ClientTLS(_context(self.settings, self.credentials, for_client=True))
-
-    def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        """See IOpenSSLServerConnectionCreator."""
-        assert self._context is not None
-        return SSL.Connection(self._context, None)
-
-
-@implementer(IOpenSSLClientConnectionCreator)
-class ClientTLS:
-    """Makes connections to others, who must show a certificate from our authorities. Whose it is, is not judged."""
-
-    def __init__(self, context: SSL.Context) -> None:
-        self._context = context
-
-    def clientConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        """See IOpenSSLClientConnectionCreator."""
-        return SSL.Connection(self._context, None)
-
-
-def _context(settings: TLSSettings, credentials: Credentials, *, for_client: bool = False) -> SSL.Context:
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD if for_client else SSL.TLS_SERVER_METHOD)
-    tls13 = settings.profile is TLSProfile.TLS13
-    context.set_min_proto_version(SSL.TLS1_3_VERSION if tls13 else SSL.TLS1_2_VERSION)
-    # RFC 9325 §3.3, §3.5: no compression, no renegotiation. The order of the suites is ours.
-    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE)
-    # No resumption: a certificate is looked at, and its revocation, each time.
-    context.set_options(SSL.OP_NO_TICKET)
-    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_session_id(b"storescp")
-    # Level 2: RSA from 2048 bits, elliptic curves from 224, no SHA-1 (RFC 9325 §4.5).
-    suites = ":".join((*CIPHER_SUITES[settings.profile], "@SECLEVEL=2"))
-    context.set_cipher_list(suites.encode())
-    context.set_tls13_ciphersuites(CIPHER_SUITES_13)
-    if settings.profile is TLSProfile.NON_DOWNGRADING:
-        _use_finite_field(context)
-    certificate, *between = credentials.chain
-    try:
-        context.use_certificate(certificate)
-        for other in between:
-            context.add_extra_chain_cert(other)
-        context.use_privatekey(credentials.private_key)
-    except SSL.Error as error:  # a short key, a signature by SHA-1
-        raise BadCredentials(
-            f"--tls-certificate: expected one that OpenSSL takes, got {str(settings.certificate)!r}: {_words(error)}"
-        ) from None
-    store = context.get_cert_store()
-    assert store is not None
-    for authority in credentials.trusted:
-        store.add_cert(crypto.X509.from_cryptography(authority))
-    for revocations in credentials.revocation_lists:
-        store.add_crl(revocations)
-    if credentials.revocations:
-        store.set_flags(crypto.X509StoreFlags.CRL_CHECK)
-    if for_client:
-        context.set_verify(SSL.VERIFY_PEER)
-    else:
-        context.set_verify(_VERIFY[settings.client_certificate], _verified)
-    return context
-
-
-def _use_finite_field(context: SSL.Context) -> None:
-    """Of 2048 bits, as PS3.15 §B.10 wants at least. pyOpenSSL reads parameters only from a file."""
-    descriptor = os.memfd_create("ffdhe2048")
-    try:
-        os.write(descriptor, _FFDHE2048)
-        context.load_tmp_dh(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
-
-
-def _verified(
-    connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, verified: int
-) -> bool:
-    """OpenSSL's judgement stands; this notes what is wrong, for the log."""
-    if not verified:
-        secured = connection.get_app_data()
-        assert isinstance(secured, SecureConnection)
         try:
-            subject = certificate.to_cryptography().subject.rfc4514_string()
-        except ValueError:
-            subject = "unreadable"
-        secured.complaint = (
-            f"certificate {subject!r}: {_VERIFY_ERRORS.get(error, f'error {error} of OpenSSL')}"
-        )
-    return bool(verified)
+            from OpenSSL._util import ffi, lib
+
+            ssl, read, start = connection._ssl, lib.SSL_read, ffi.from_buffer(self._buffer)
+        except (ImportError, AttributeError):
+            return partial(self._decrypt, connection)
+        return lambda offset: read(ssl, start + offset, RECORD)
+
+    def _decrypt(self, connection: SSL.Connection, offset: int) -> int:
+        try:
+            return connection.recv_into(self._view[offset : offset + RECORD])
+        except SSL.Error:
+            return 0
 
 
-def _words(error: SSL.Error) -> str:
-    """What OpenSSL says, without its addresses."""
-    entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
-    return "; ".join(reason for _, _, reason in entries) or "no reason given"
-
-
-class SecureConnection(TLSMemoryBIOProtocol):
+class SecureConnection(ProtocolWrapper):
     """A connection of a peer that is to speak TLS, and the transport of its AssociationProtocol."""
 
     log = AssociationLogger()
+    factory: SecureFactory
+    transport: IConnection | None
     complaint = ""
     """What was wrong with the peer's certificate."""
 
-    def __init__(
-        self, factory: SecureFactory, association: AssociationProtocol, _connectWrapped: bool = True
-    ) -> None:
+    def __init__(self, factory: SecureFactory, association: AssociationProtocol) -> None:
+        super().__init__(factory, association)
         self.association = association
         self.association_id = association.association_id
-        self._clear = _ClearText(self)
-        super().__init__(factory, self._clear, _connectWrapped)  # type: ignore[no-untyped-call]
         self._handshake: IDelayedCall | None = None
-        self._began = False
-        self._tls = factory.tls
-        self._clock = factory.clock
+        self._began = self._established = False
+        self._reads = True  # until either side has ended it
+        self._reason: Failure | None = None
+        self._socket: socket.socket | None = None  # as long as the transport has nothing to send
+        self._tls = factory.tls.connection(self._complain)
+        self._plaintext = factory.plaintext
+        self._decrypt = factory.plaintext.decryptor(self._tls)
+
+    # -- IProtocol: the transport's side --
 
     def makeConnection(self, transport: ITransport) -> None:
-        limit = self._tls.settings.handshake_timeout
-        self._handshake = self._clock.callLater(limit, self._late, limit)
+        limit = self.factory.tls.settings.handshake_timeout
+        self._handshake = self.factory.clock.callLater(limit, self._late, limit)
         super().makeConnection(transport)  # type: ignore[no-untyped-call]
+        assert self.transport is not None
+        handle = self.transport.getHandle()
+        if isinstance(handle, socket.socket):
+            self._socket = handle
 
     def dataReceived(self, data: bytes) -> None:
         if not self._began and data:
             self._began = True
             if data[0] != 0x16:  # a record of the type handshake, RFC 8446 §5.1
                 self.complaint = "it does not speak TLS"
-        super().dataReceived(data)  # type: ignore[no-untyped-call]
-        self._clear.flush()
+        portions = memoryview(data)
+        decrypt, filled = self._decrypt, 0
+        for start in range(0, len(portions), PORTION):
+            if not self._reads:
+                return
+            self._tls.bio_write(portions[start : start + PORTION])
+            if self._established or self._shake_hands():
+                while (size := decrypt(filled)) > 0:
+                    filled += size
+                    if filled > READ_SIZE:
+                        self._deliver(filled)
+                        filled = 0
+        if self._established:
+            self._deliver(filled)
+            if self._reads:
+                self._look()
 
-    def completed(self) -> None:
-        """The handshake is done."""
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.connected = 0
+        self._reads = False
+        self._socket = None
+        self._tls.set_app_data(None)  # which refers to us
+        self._ended(self._reason or reason)
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+    # -- ITransport: the association's side --
+
+    def write(self, data: bytes) -> None:
+        if self.disconnecting or not self._established or not self._reads:
+            return
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._tls.send(rest[:RECORD]) :]
+        except SSL.Error as error:
+            self._fail(error)
+        else:
+            self._send()
+
+    def loseConnection(self) -> None:
+        """Say farewell; the transport is closed once the peer has said it too, or has closed its side."""
+        if self.disconnecting or not self.connected:
+            return
+        if self._established:
+            self.disconnecting = 1
+            self._say_farewell()
+        else:
+            self.abortConnection()
+
+    def abortConnection(self) -> None:
+        self.disconnecting = 1
+        self._reads = False
+        assert self.transport is not None
+        self.transport.abortConnection()
+
+    # -- OpenSSL's side --
+
+    def _shake_hands(self) -> bool:
+        """Whether the handshake is done, and the connection goes on."""
+        try:
+            self._tls.do_handshake()
+        except SSL.WantReadError:
+            self._send()
+        except SSL.Error as error:
+            self._fail(error)
+        else:
+            self._established = True
+            self._send()
+            self._completed()
+        return self._established and self._reads
+
+    def _look(self) -> None:
+        """See why there is no more to decrypt: usually because there was no more to read."""
+        try:
+            self._tls.recv(1, socket.MSG_PEEK)
+        except SSL.WantReadError:
+            self._send()  # a request for new keys may have had an answer
+        except SSL.ZeroReturnError:
+            self._reads = False
+            self._say_farewell()
+        except SSL.Error as error:
+            self._fail(error)
+
+    def _deliver(self, size: int) -> None:
+        if size and self._reads:
+            self.association.dataReceived(self._plaintext.copy(size))
+
+    def _say_farewell(self) -> None:
+        try:
+            is_last = self._tls.shutdown()
+        except SSL.Error:
+            is_last = False
+        self._send()
+        if is_last:
+            assert self.transport is not None
+            self.transport.loseConnection()
+
+    def _fail(self, error: SSL.Error) -> None:
+        """TLS cannot go on; OpenSSL has something to say of it to the peer."""
+        self._reads = False
+        self._reason = Failure(error)
+        self._send()
+        assert self.transport is not None
+        self.transport.loseConnection()
+
+    def _send(self) -> None:
+        """Send what OpenSSL has for the peer: at once if the socket takes it, as the transport has a turn to wait."""
+        data = b""
+        try:
+            while True:
+                data += self._tls.bio_read(2 * RECORD)
+        except SSL.WantReadError:
+            pass
+        if data and self._socket is not None:
+            try:
+                data = data[self._socket.send(data) :]
+            except OSError:  # full, or gone: the transport finds out which
+                pass
+        if data:
+            self._socket = None  # what the transport has to send must not be overtaken
+            assert self.transport is not None
+            self.transport.write(data)
+
+    # -- the handshake --
+
+    def _complain(self, complaint: str) -> None:
+        self.complaint = complaint
+
+    def _completed(self) -> None:
         self._stop_timer()
-        connection: SSL.Connection = self.getHandle()
-        certificate = connection.get_peer_certificate(as_cryptography=True)
+        certificate = self._tls.get_peer_certificate(as_cryptography=True)
         if isinstance(certificate, x509.Certificate):
             try:
                 self.association.peer_certificate = peer_certificate(certificate)
@@ -250,12 +243,12 @@ class SecureConnection(TLSMemoryBIOProtocol):
         self.log.info(
             "{address} speaks {version} with {suite}, {certificate}",
             address=self.association.address,
-            version=connection.get_protocol_version_name(),
-            suite=connection.get_cipher_name(),
+            version=self._tls.get_protocol_version_name(),
+            suite=self._tls.get_cipher_name(),
             certificate=f"certificate {shown.subject!r}" if shown is not None else "no certificate",
         )
 
-    def ended(self, reason: Failure) -> None:
+    def _ended(self, reason: Failure) -> None:
         """The connection is lost."""
         if self._handshake is None:
             return
@@ -263,7 +256,7 @@ class SecureConnection(TLSMemoryBIOProtocol):
         if self.complaint:
             self._refuse(self.complaint)
         elif isinstance(reason.value, SSL.Error):
-            self._refuse(_words(reason.value))
+            self._refuse(words(reason.value))
         elif isinstance(reason.value, ConnectionDone | ConnectionLost):
             self.log.debug("{address} ended during the handshake", address=self.association.address)
 
@@ -291,45 +284,14 @@ class SecureConnection(TLSMemoryBIOProtocol):
             handshake.cancel()
 
 
-@implementer(IHandshakeListener)
-class _ClearText(Protocol):
-    """Between TLS and the association: joins the records, of 16 KiB at most, that came with one read.
-
-    The association works for each piece that it is given; what is given in one is as much as without TLS.
-    """
-
-    def __init__(self, secured: SecureConnection) -> None:
-        self._secured = secured
-        self._association = secured.association
-        self._pieces: list[bytes] = []
-
-    def makeConnection(self, transport: ITransport) -> None:
-        self._association.makeConnection(transport)
-
-    def handshakeCompleted(self) -> None:
-        self._secured.completed()
-
-    def dataReceived(self, data: bytes) -> None:
-        self._pieces.append(data)
-
-    def flush(self) -> None:
-        """Give on what was received."""
-        if self._pieces:
-            pieces, self._pieces = self._pieces, []
-            self._association.dataReceived(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.flush()
-        self._secured.ended(reason)
-        self._association.connectionLost(reason)
-
-
-class SecureFactory(TLSMemoryBIOFactory):
+class SecureFactory(WrappingFactory[SecureConnection]):
     """Makes connections with TLS for *associations*."""
 
     protocol = SecureConnection
+    noisy = False
 
     def __init__(self, tls: TLS, associations: AssociationFactory, clock: IReactorTime) -> None:
-        super().__init__(tls, False, associations, clock)
+        super().__init__(associations)  # type: ignore[no-untyped-call]
         self.tls = tls
         self.clock = clock
+        self.plaintext = Plaintext()

@@ -66,7 +66,7 @@ ADAPTERS = (
     "protocol",
     "scp",
     "authentication",
-    "tls",
+    *("tls_context", "tls"),
     *("commitment_ledger", "commitment", "requestor", "reporter"),
 )
 WORKERS = ("child", "worker_process", "supervisor")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 import pickle
 import random
 import re
+import socket
 import ssl
+import sys
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa, x25519
@@ -30,14 +33,15 @@ from storescp.dimse import encode_command
 from storescp.logs import INTERVAL
 from storescp.pdu import AAssociateAC, AReleaseRP
 from storescp.protocol import HIGH_WATER, READ_SIZE, AssociationFactory, AssociationProtocol
-from storescp.tls import TLS, SecureConnection, SecureFactory
+from storescp.tls import RECORD, SecureConnection, SecureFactory
+from storescp.tls_context import TLS
 from storescp.tls_settings import ClientCertificate, TLSProfile, TLSSettings, beneath
-from tests.conversation import Conversation, World, c_store, p_data
+from tests.conversation import Conversation, World, c_echo, c_store, p_data
 from tests.pki import Authority
 from tests.server import temporary_directory
 
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-RECORD = b"\x16\x03\x01"
+BEGUN = b"\x16\x03\x01"
 
 
 class SecureConversation(Conversation):
@@ -45,11 +49,11 @@ class SecureConversation(Conversation):
 
     def __init__(self, world: World, factory: SecureFactory, context: ssl.SSLContext | None = None) -> None:
         self._secure_factory = factory
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._taken = 0
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.taken = 0
         self._clear = bytearray()
         if context is not None:
-            self.tls = context.wrap_bio(self._incoming, self._outgoing)
+            self.tls = context.wrap_bio(self.incoming, self.outgoing)
         super().__init__(world.factory, world.clock)
 
     def build(
@@ -62,21 +66,21 @@ class SecureConversation(Conversation):
     def exchange(self) -> None:
         """Let all that both have written arrive."""
         while True:
-            sent = self.transport.value()[self._taken :]
-            self._taken += len(sent)
-            self._incoming.write(sent)
+            sent = self.transport.value()[self.taken :]
+            self.taken += len(sent)
+            self.incoming.write(sent)
             try:
                 while data := self.tls.read(65536):
                     self._clear += data
             except ssl.SSLWantReadError:
                 pass
-            if not sent and not self._outgoing.pending:
+            if not sent and not self.outgoing.pending:
                 return
             self.send()
 
     def send(self, *, read_size: int = 0) -> None:
         """Let what we have written arrive, in pieces of *read_size*."""
-        data = self._outgoing.read()
+        data = self.outgoing.read()
         for start in range(0, len(data), read_size or len(data) or 1):
             self.transport.arrive(data[start : start + (read_size or len(data))])
         self.turn()
@@ -89,9 +93,9 @@ class SecureConversation(Conversation):
                 break
             except ssl.SSLWantReadError:
                 self.send()
-                sent = self.transport.value()[self._taken :]
-                self._taken += len(sent)
-                self._incoming.write(sent)
+                sent = self.transport.value()[self.taken :]
+                self.taken += len(sent)
+                self.incoming.write(sent)
         self.exchange()
 
     def say(self, data: bytes, *, read_size: int = 0) -> None:
@@ -185,6 +189,101 @@ class ConnectionTests(_TestCase):
         sent = p_data(3, True, _command("1.2.4")) + p_data(3, False, bytes(100000), 16000)
         peer.say(sent)
         self.assertEqual(pieces, [len(sent)])
+
+    def test_longer_than_the_buffer(self) -> None:
+        """However much a read brings, it arrives whole, in pieces of a bounded size."""
+        peer = self.secured()
+        peer.associate()
+        pieces: list[int] = []
+        received = peer.protocol.dataReceived
+
+        def count(data: bytes) -> None:
+            pieces.append(len(data))
+            received(data)
+
+        peer.protocol.dataReceived = count  # type: ignore[method-assign]
+        data = random.Random(1).randbytes(5 * READ_SIZE)
+        peer.say(p_data(3, True, _command("1.2.4")) + p_data(3, False, data, 16000))
+        self.assertEqual(self.world.memory.instances[-1].data, data)
+        self.assertLessEqual(max(pieces), READ_SIZE + RECORD)
+
+    def test_aborted_within_a_read(self) -> None:
+        """What followed the bytes that ended an association is nobody's: not even the next connection's."""
+        peer = self.secured()
+        peer.associate()
+        peer.say(b"GET / HTTP/1.0" + bytes(2 * READ_SIZE))
+        self.assertEqual(self.world.factory.associations, set())
+        other = self.secured()
+        self.assertIsInstance(other.associate(), AAssociateAC)
+        other.store(b"data", "1.2.3")
+        self.assertEqual(self.world.memory.instances[-1].data, b"data")
+
+    def test_by_pyopenssl(self) -> None:
+        """Where pyOpenSSL does not let us at OpenSSL's own functions, its methods do the same."""
+        module = sys.modules["OpenSSL._util"]
+        self.addCleanup(sys.modules.__setitem__, "OpenSSL._util", module)
+        sys.modules["OpenSSL._util"] = None  # type: ignore[assignment] # what makes an import fail
+        secured = self.connect().transport.protocol
+        assert isinstance(secured, SecureConnection)
+        self.assertIsInstance(secured._decrypt, functools.partial)
+        self.test_association()
+        self.test_same_as_in_the_clear()
+        self.test_longer_than_the_buffer()
+        self.test_farewell()
+        self.test_tampered()
+
+    def test_farewell(self) -> None:
+        """A peer that ends TLS in order is answered in the same way, and the connection closes."""
+        peer = self.secured()
+        peer.associate()
+        with self.assertRaises(ssl.SSLWantReadError):
+            peer.tls.unwrap()
+        peer.send()
+        self.assertFalse(peer.is_open or peer.transport.aborted)
+        peer.incoming.write(peer.transport.value()[peer.taken :])
+        peer.tls.unwrap()
+        self.assertNotIn(peer.protocol, self.world.factory.associations)
+
+    def test_tampered(self) -> None:
+        """Of a record that was changed on its way nothing is believed, nor of what follows; the peer is told."""
+        peer = self.secured()
+        peer.associate()
+        before = self.world.factory.statistics.messages
+        for message_id in (1, 2, 3):
+            peer.tls.write(p_data(1, True, encode_command(c_echo(message_id))))
+        first, second, third = _records(peer.outgoing.read())
+        peer.transport.arrive(first + second[:-1] + bytes((second[-1] ^ 1,)) + third)
+        peer.turn()
+        self.assertFalse(peer.is_open or peer.transport.aborted)
+        with self.assertRaisesRegex(ssl.SSLError, "BAD_RECORD_MAC"):
+            peer.exchange()
+        self.assertEqual(self.world.factory.statistics.messages, before + 1)
+        self.assertNotIn(peer.protocol, self.world.factory.associations)
+
+    def test_sent_at_once(self) -> None:
+        """What the socket takes does not wait for the transport; what it does not take follows by that, in order."""
+        peer = self.secured()
+        peer.associate()
+        secured = peer.transport.protocol
+        assert isinstance(secured, SecureConnection)
+        ours, wire = socket.socketpair()
+        for end in (ours, wire):
+            end.setblocking(False)
+            self.addCleanup(end.close)
+        secured._socket = ours
+        sent, before = b"", len(peer.written())
+        while secured._socket is not None:
+            sent += (more := random.Random(len(sent)).randbytes(3000))
+            secured.write(more)
+        secured.write(b"the end")
+        peer.turn()
+        self.assertGreater(len(sent), 6000)
+        while True:
+            try:
+                peer.incoming.write(wire.recv(1 << 20))
+            except BlockingIOError:
+                break
+        self.assertEqual(peer.written()[before:], sent + b"the end")
 
     def test_peer_certificate(self) -> None:
         """The association knows the subject, the alternative names and the fingerprint of a verified certificate."""
@@ -293,7 +392,7 @@ class ConnectionTests(_TestCase):
 
     def test_hangs_up_during_the_handshake(self) -> None:
         """A probe that connects and goes makes no noise."""
-        for said in ((), (RECORD,)):
+        for said in ((), (BEGUN,)):
             peer = SecureConversation(self.world, self.factory)
             with capturedLogs() as events:
                 for data in said:
@@ -307,7 +406,7 @@ class ConnectionTests(_TestCase):
     def test_handshake_takes_too_long(self) -> None:
         """A handshake has its own time; the association then has that of ARTIM, from the connection on."""
         late = SecureConversation(self.world, self.factory)
-        late.transport.arrive(RECORD)
+        late.transport.arrive(BEGUN)
         peer = self.secured()
         with capturedLogs() as events:
             self.world.clock.advance(9.9)
@@ -659,6 +758,16 @@ def _context(suites: str = "") -> ssl.SSLContext:
     if suites:
         context.set_ciphers(suites)
     return context
+
+
+def _records(data: bytes) -> list[bytes]:
+    """One by one, RFC 8446 §5.1."""
+    records = []
+    while data:
+        size = 5 + int.from_bytes(data[3:5], "big")
+        records.append(data[:size])
+        data = data[size:]
+    return records
 
 
 def _command(sop_instance_uid: str) -> bytes:
