@@ -311,6 +311,9 @@ class AssociationProtocol(Protocol):
                 self._aborted(indication)
 
     def _associate(self, request: AAssociateRQ) -> None:
+        if self._socket is None and self.transport is not None:
+            # A load balancer may have said meanwhile whom it speaks for (PROXY protocol).
+            self.address, self.host = _origin(self.transport.getPeer())
         verdict = self.parent.access.judge(request, self.host or None, self.peer_certificate)
         if isinstance(verdict, Refused):
             self._refuse(request, verdict)
@@ -625,10 +628,14 @@ def _bottom(transport: IConnection) -> IConnection:
     return transport
 
 
+def _origin(peer: IAddress | None) -> tuple[str, str]:
+    """The address of a peer as the log has it, and its host: empty where there is none."""
+    host, port = getattr(peer, "host", None), getattr(peer, "port", None)
+    return (f"{host}:{port}", host) if host is not None else ("local socket", "")
+
+
 class AssociationFactory(Connections[AssociationProtocol]):
     """Makes the protocols."""
 
     def buildProtocol(self, addr: IAddress | None) -> AssociationProtocol:
-        host, port = getattr(addr, "host", None), getattr(addr, "port", None)
-        address = f"{host}:{port}" if host is not None else "local socket"
-        return AssociationProtocol(self, address, host or "")
+        return AssociationProtocol(self, *_origin(addr))

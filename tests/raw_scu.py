@@ -139,8 +139,8 @@ def p_data(context_id: int, is_command: bool, is_last: bool, data: bytes) -> byt
 class RawSCU:
     """One connection to a server. Counts the bytes it sends."""
 
-    def __init__(self, address: tuple[str, int], *, timeout: float = 30.0) -> None:
-        self.socket = socket.create_connection(address, timeout)
+    def __init__(self, address: tuple[str, int], *, timeout: float = 30.0, source: str = "") -> None:
+        self.socket = socket.create_connection(address, timeout, (source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sent = 0
         self._reader = PDUReader(0)
