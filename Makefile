@@ -2,12 +2,14 @@
 #             make run ARGS="--port 104 --ae-title ARCHIVE"     see: make run ARGS=--help
 # make test   installs what the tests need (system packages too, as root), then lint, types and tests
 # make test-oldest  tests with the oldest versions of what setup.cfg requires; TESTS="tests.test_pdu ..." are which
+# make docs   builds the documents as pages, in build/html
 # make bench  measures this server beside others; ARGS are its options
 # make torture  kills the server, cuts its power, fills its disk, for as long as ARGS="--seconds 600" says
 # make attack  stores beside a crowd of hostile connections, and says what it costs
 # make fuzz   looks for bytes that break a decoder or a conversation, for as long as ARGS="--seconds 600" says
 # make bench-plots  draws what make bench ARGS="--json docs/NAME.json" left in docs/, as SVG
 # make reference  writes what in docs/ is made of the code: options.rst, metrics.rst, and the lists of conformance.rst
+#             and the picture of architecture.rst
 # make clean  removes what the above made, except the images received
 #
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise the first of 3.11 or newer is taken.
@@ -16,7 +18,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTHON ?=
 BIN := .venv/bin
 
-.PHONY: run test reference bench bench-plots torture attack fuzz clean
+.PHONY: run test test-oldest docs reference bench bench-plots torture attack fuzz clean
 
 run: ARGS ?= --port 11112
 run:
@@ -41,10 +43,15 @@ test-oldest:
 	@tools/prepare venv oldest $(PYTHON)
 	.venv-oldest/bin/python tools/run_trial.py .venv-oldest/bin/trial -j$(JOBS) $(TESTS)
 
+docs:
+	@tools/prepare venv test $(PYTHON)
+	$(BIN)/python -m sphinx -W -n -E -q docs $(or $(INTO),build/html)
+
 reference:
 	@tools/prepare venv test $(PYTHON)
 	PYTHONPATH=. $(BIN)/python tools/options_reference.py > docs/options.rst
 	$(BIN)/python tools/conformance.py
+	PYTHONPATH=. $(BIN)/python tools/architecture.py
 	PYTHONPATH=. $(BIN)/python tools/metrics_reference.py > docs/metrics.rst
 
 bench:
