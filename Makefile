@@ -14,7 +14,8 @@
 #
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise the first of 3.11 or newer is taken.
 
-JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Tests wait for servers more than they compute.
+JOBS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 2))))
 PYTHON ?=
 BIN := .venv/bin
 

@@ -9,6 +9,7 @@ It says itself when it is ready, and gives what it has received to a named pipe.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import select
@@ -103,14 +104,16 @@ class Receiver:
         program = shutil.which("rsyslogd") or "/usr/sbin/rsyslogd"
         self._said = open(self.home / "said", "ab")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [program, "-n", "-f", configuration, "-i", "none"],
+            [program, "-n", "-f", configuration, "-i", self.home / "pid"],
             cwd=self.home,
             stdin=subprocess.DEVNULL,
             stdout=self._said,
             stderr=self._said,
         )
         self.case.addCleanup(self.stop)
-        self._pipe = open(pipe, "rb", buffering=0)  # noqa: SIM115 # waits for the other end
+        # Does not wait for the other end, which may have ended for some reason.
+        descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._pipe = open(descriptor, "rb", buffering=0)  # noqa: SIM115
         self._rest = b""
         while self._next().application != "rsyslogd":
             pass
@@ -146,7 +149,7 @@ class Receiver:
             if left <= 0 or not select.select([self._pipe], [], [], left)[0]:
                 self.case.fail(f"no message comes: {(self.home / 'said').read_text()}")
             data = self._pipe.read(65536)
-            assert data, "rsyslogd has ended"
+            assert data, f"rsyslogd has ended: {(self.home / 'said').read_text()}"
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
         fields = re.split(r"\|", line.decode(), maxsplit=7)

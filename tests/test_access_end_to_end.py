@@ -168,8 +168,8 @@ class UserTests(_TestCase):
         """What users cannot be checked with is one line, also with workers, and exit code 1."""
         short = self.write("short", "too short")
         for options, expected in (
-            (("--auth", "file:/nowhere"), "auth: expected a readable file, got '/nowhere'"),
-            (("--jwt-key", short, "--workers", "2"), "jwt-key: expected a public key in PEM"),
+            (("--auth", "file:/nowhere"), "--auth: expected a readable file, got '/nowhere'"),
+            (("--jwt-key", short, "--workers", "2"), "--jwt-key: expected a public key in PEM"),
         ):
             done = run_twistd("--listen", "tcp:0:interface=127.0.0.1", *options, cwd=self.home)
             self.assertEqual(done.returncode, 1, done)

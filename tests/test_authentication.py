@@ -413,4 +413,5 @@ class CallerLimitTests(SynchronousTestCase):
         peer = world.connect()
         peer.associate(calling="CT1")
         peer.store(b"x", "1.2")
-        self.assertEqual(world.memory.instances[0].origin[-2:], ("ct/1", None))
+        origin = world.memory.instances[0].origin
+        self.assertEqual((origin.directory, origin.duplicate), ("ct/1", None))

@@ -226,6 +226,7 @@ class ResponseTests(SynchronousTestCase):
                 "PROCESSING_FAILURE": "0110",
                 "DUPLICATE_SOP_INSTANCE": "0111",
                 "SOP_CLASS_NOT_SUPPORTED": "0122",
+                "DUPLICATE_INVOCATION": "0210",
                 "UNRECOGNIZED_OPERATION": "0211",
                 "OUT_OF_RESOURCES": "A700",
                 "DATA_SET_DOES_NOT_MATCH_SOP_CLASS": "A900",

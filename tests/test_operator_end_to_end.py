@@ -65,7 +65,7 @@ def sendable() -> list[pathlib.Path]:
     for path in sorted(DATA.rglob("*")):
         if path.is_file():
             try:
-                found.setdefault(read_instance("/", str(path), None).sop_instance_uid, path)
+                found.setdefault(read_instance(str(path.parent), path.name, None).sop_instance_uid, path)
             except NotAnInstance:
                 pass
     return list(found.values())

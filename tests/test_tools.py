@@ -96,6 +96,7 @@ class PrepareTests(SynchronousTestCase):
             "systemd-analyze",
             "rsyslogd",
             "logrotate",
+            "haproxy",
         )
         for name in (*others, "lmnsd_ossl.so", *filesystems):
             self.program(name, ":")
