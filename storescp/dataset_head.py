@@ -178,17 +178,23 @@ class HeadReader:
         try:
             for start in range(0, len(data), PIECE):
                 piece: bytes | memoryview = data[start : start + PIECE]
-                limit = PIECE
+                step = limit = PIECE
                 while not self._inflater.eof:
                     # Where it is damaged zlib gives nothing of what stands before that in the same piece, by which the
-                    # cuts would decide. So there it gets on in ever shorter steps, up to the byte.
+                    # cuts would decide. So there it gets on in ever shorter steps, up to the byte: into it and out.
                     before = self._inflater.copy()
                     try:
-                        inflated = self._inflater.decompress(piece, min(limit, MAX_INFLATED - self._inflated))
+                        inflated = self._inflater.decompress(
+                            piece[:step], min(limit, MAX_INFLATED - self._inflated)
+                        )
                     except zlib.error:
-                        if limit == 1:
+                        if step > 1:
+                            step //= 2
+                        elif limit > 1:
+                            limit //= 2
+                        else:
                             raise
-                        self._inflater, limit = before, limit // 2
+                        self._inflater = before
                         continue
                     self._inflated += len(inflated)
                     if self._feed(inflated):
@@ -197,7 +203,7 @@ class HeadReader:
                         raise HeadError(
                             f"the deflated data set has no end of its head in {MAX_INFLATED} bytes"
                         )
-                    piece = self._inflater.unconsumed_tail
+                    piece = self._inflater.unconsumed_tail + bytes(piece[step:])
                     if not piece and len(inflated) < limit:
                         break
         except zlib.error as error:
