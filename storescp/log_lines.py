@@ -26,7 +26,10 @@ _LEGACY = frozenset(
 _OURS = frozenset(("time", "level", "area", "namespace", "message", "traceback"))
 _PLAIN = frozenset((str, int, bool, type(None)))
 
+_NO_FIELDS = _LEGACY | _OURS
+
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # in ASCII: any file and any terminal takes that
+_string = json.encoder.encode_basestring_ascii
 
 
 def text_line(event: LogEvent, date: str, zone: str, level: str) -> str:
@@ -46,21 +49,26 @@ def json_line(event: LogEvent, date: str, zone: str, level: str) -> str:
     Fields are strings, numbers, true, false, null and lists of those; anything else is told in words.
     """
     namespace = str(event.get("log_namespace", "-"))
-    entry: dict[str, object] = {
-        "time": f"{date}{zone[:3]}:{zone[3:]}",
-        "level": level,
-        "area": area_of(namespace),
-        "namespace": namespace,
-        "message": _message(event),
-    }
+    # There is one with every image: piece by piece that takes half of the time of an encoder's.
+    pieces = [
+        f'{{"time":"{date}{zone[:3]}:{zone[3:]}","level":"{level}","area":"{area_of(namespace)}",'
+        f'"namespace":{_string(namespace)},"message":{_string(_message(event))}'
+    ]
     failure = _failure(event)
     if failure is not None:
-        entry["traceback"] = failure.getTraceback()
+        pieces.append(f'"traceback":{_string(failure.getTraceback())}')
     for name, value in event.items():
-        if name[:4] == "log_" or name in _LEGACY or name in _OURS:
+        if name[:4] == "log_" or name in _NO_FIELDS:
             continue
-        entry[name] = value if type(value) in _PLAIN else _plain(value)
-    return _encode(entry) + "\n"
+        kind = type(value)
+        if kind is str:
+            text = _string(value)
+        elif kind is int or (kind is float and math.isfinite(value)):
+            text = repr(value)
+        else:
+            text = _encode(value if kind in _PLAIN else _plain(value))
+        pieces.append(f"{_string(name)}:{text}")
+    return ",".join(pieces) + "}\n"
 
 
 FORMATTERS: dict[LogFormat, Formatter] = {LogFormat.TEXT: text_line, LogFormat.JSON: json_line}

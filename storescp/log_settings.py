@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import pathlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from storescp.audit_settings import AuditSettings
@@ -44,6 +45,7 @@ AREAS: Final = {
 _AREA_OF = {f"storescp.{module}": area for area, modules in AREAS.items() for module in modules}
 
 
+@lru_cache(maxsize=256)
 def area_of(namespace: str) -> str:
     """The area of events of *namespace*, which begins with the name of a module."""
     if namespace.partition(".")[0] != "storescp":

@@ -367,6 +367,13 @@ class DatagramSyslog(DatagramProtocol):
     def connectionRefused(self) -> None:
         self._queue.lose(1, "nobody listens there")
 
+    def stopProtocol(self) -> None:
+        # What the network tells of a datagram that nobody has taken may look to the reactor like the end.
+        if self._ready:
+            self._ready = False
+            self.connectionRefused()
+            self._retry = self._reactor.callLater(FIRST_DELAY, self.start)
+
     def stop(self, patience: float) -> Deferred[None]:
         """See Syslog."""
         if self._retry is not None:

@@ -10,8 +10,9 @@ import socket
 from pydicom.data import get_testdata_file
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.raw_scu import RawSCU, instance
 from tests.receiver import Message, Receiver
-from tests.server import Server, run, run_twistd, temporary_directory
+from tests.server import Server, free_port, run, run_twistd, temporary_directory
 
 CT, MR = (str(get_testdata_file(name)) for name in ("CT_small.dcm", "MR_small.dcm"))
 
@@ -153,6 +154,17 @@ class AlertTests(_TestCase):
         detail = self.attributes(alert, "ParticipantObjectIdentification/ParticipantObjectDetail")
         self.assertEqual(detail["type"], "Alert Description")
         self.assertIn("no entry in callers", base64.b64decode(detail["value"]).decode())
+
+    def test_nobody(self) -> None:
+        """Where nobody takes the datagrams images are stored all the same, and the log says what is lost."""
+        server = Server(self, "--audit", f"udp://127.0.0.1:{free_port()}")
+        for number in range(10):
+            with RawSCU(server.address) as scu:
+                scu.associate()
+                self.assertEqual(scu.store(f"1.2.{number}", instance(f"1.2.{number}")), 0)
+                scu.release()
+        server.wait_for("audit: messages to udp://.* are lost: nobody listens there")
+        self.assertEqual(server.stop()["stored"], 10)
 
     def test_user(self) -> None:
         """A wrong passcode is a login that failed, a right one a login; neither has the passcode in it."""
