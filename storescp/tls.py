@@ -10,7 +10,7 @@ import ctypes
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from OpenSSL import SSL
@@ -285,7 +285,13 @@ class SecureConnection(ProtocolWrapper):
             handshake.cancel()
 
 
-class SecureFactory(WrappingFactory[SecureConnection]):
+if TYPE_CHECKING:
+    _SecureWrapping = WrappingFactory[SecureConnection]
+else:
+    _SecureWrapping = WrappingFactory  # which older versions of Twisted do not have by type
+
+
+class SecureFactory(_SecureWrapping):
     """Makes connections with TLS for *associations*."""
 
     protocol = SecureConnection
