@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import queue
-import shutil
 import signal
 import ssl
-import subprocess
 import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,7 +21,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from tests.faults.injected import Strace
 from tests.pki import Authority
-from tests.server import DEADLINE, Server, environment, free_port, run, temporary_directory
+from tests.server import DEADLINE, Server, free_port, run, start_orthanc, temporary_directory
 from tests.test_end_to_end import DATA
 from tests.test_workers import workers_of
 
@@ -479,24 +477,8 @@ class OrthancTests(_TestCase):
             "DicomModalities": {"archive": {"AET": "ARCHIVE", "Host": "127.0.0.1", "Port": server.port}},
         }
         (home / "orthanc.json").write_text(json.dumps(settings))
-        program = shutil.which("Orthanc", path=f"{environment()['PATH']}:/usr/sbin:/usr/bin")
-        assert program is not None, "Orthanc is not installed"
-        orthanc = subprocess.Popen(
-            [program, home / "orthanc.json"],
-            cwd=home,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
+        orthanc = start_orthanc(self, home)
         try:
-            assert orthanc.stderr is not None
-            said = ""
-            for line in orthanc.stderr:
-                said += line
-                if "Orthanc has started" in line:
-                    break
-            else:
-                self.fail(said)
 
             def rest(path: str, data: bytes | None = None) -> dict[str, Any]:
                 request = urllib.request.Request(f"http://127.0.0.1:{http}/{path}", data)

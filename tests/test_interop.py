@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-import shutil
 import ssl
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Sequence
@@ -36,7 +34,16 @@ from storescp.sop_classes import STORAGE_SOP_CLASSES
 from tests.pki import Authority
 from tests.raw_scu import CT, EXPLICIT
 from tests.recorder import Recorder
-from tests.server import DEADLINE, ROOT, Server, data_set_of, environment, free_port, run, temporary_directory
+from tests.server import (
+    DEADLINE,
+    ROOT,
+    Server,
+    data_set_of,
+    free_port,
+    run,
+    start_orthanc,
+    temporary_directory,
+)
 from tests.test_commitment_end_to_end import Modality
 from tests.test_end_to_end import DATA, dcmtk_profile
 
@@ -435,26 +442,9 @@ class Orthanc(Cells):
                 }
             )
         )
-        program = shutil.which("Orthanc", path=f"{environment()['PATH']}:/usr/sbin:/usr/bin")
-        assert program is not None, "Orthanc is not installed"
-        process = subprocess.Popen(
-            [program, self.home / "orthanc.json"],
-            cwd=self.home,
-            env={**environment(), "TCP_NODELAY": "1"},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
+        process = start_orthanc(case, self.home, TCP_NODELAY="1")
         case.addCleanup(process.communicate, timeout=DEADLINE)
         case.addCleanup(process.terminate)
-        assert process.stderr is not None
-        said = ""
-        for line in process.stderr:
-            said += line
-            if "Orthanc has started" in line:
-                break
-        else:
-            case.fail(said)
 
     def rest(self, path: str, data: bytes | None = None) -> dict[str, object]:
         """Ask its REST interface for something."""

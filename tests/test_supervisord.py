@@ -7,7 +7,6 @@ import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,17 +14,9 @@ import threading
 
 from twisted.trial.unittest import SynchronousTestCase
 
-ROOT = pathlib.Path(__file__).parent.parent
+from tests.server import DEADLINE, ROOT, free_port
+
 CONFIGURATION = ROOT / "etc" / "supervisord.conf"
-DEADLINE = 30.0
-
-
-def free_port() -> int:
-    """Return a TCP port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class SupervisordTests(SynchronousTestCase):

@@ -178,14 +178,7 @@ class ConnectionTests(_TestCase):
         """What one read brings reaches the association in one piece, not in one for each record."""
         peer = self.secured()
         peer.associate()
-        pieces: list[int] = []
-        received = peer.protocol.dataReceived
-
-        def count(data: bytes) -> None:
-            pieces.append(len(data))
-            received(data)
-
-        peer.protocol.dataReceived = count  # type: ignore[method-assign]
+        pieces = _pieces(peer)
         sent = p_data(3, True, _command("1.2.4")) + p_data(3, False, bytes(100000), 16000)
         peer.say(sent)
         self.assertEqual(pieces, [len(sent)])
@@ -194,14 +187,7 @@ class ConnectionTests(_TestCase):
         """However much a read brings, it arrives whole, in pieces of a bounded size."""
         peer = self.secured()
         peer.associate()
-        pieces: list[int] = []
-        received = peer.protocol.dataReceived
-
-        def count(data: bytes) -> None:
-            pieces.append(len(data))
-            received(data)
-
-        peer.protocol.dataReceived = count  # type: ignore[method-assign]
+        pieces = _pieces(peer)
         data = random.Random(1).randbytes(5 * READ_SIZE)
         peer.say(p_data(3, True, _command("1.2.4")) + p_data(3, False, data, 16000))
         self.assertEqual(self.world.memory.instances[-1].data, data)
@@ -758,6 +744,19 @@ def _context(suites: str = "") -> ssl.SSLContext:
     if suites:
         context.set_ciphers(suites)
     return context
+
+
+def _pieces(peer: SecureConversation) -> list[int]:
+    """The sizes of what reaches the association of *peer* from now on, one for each piece."""
+    pieces: list[int] = []
+    received = peer.protocol.dataReceived
+
+    def count(data: bytes) -> None:
+        pieces.append(len(data))
+        received(data)
+
+    peer.protocol.dataReceived = count  # type: ignore[method-assign]
+    return pieces
 
 
 def _records(data: bytes) -> list[bytes]:

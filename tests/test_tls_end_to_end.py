@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import select
-import shutil
 import signal
 import socket
 import ssl
@@ -24,7 +23,17 @@ from storescp.pdu import AAssociateAC, AAssociateRJ
 from storescp.sop_classes import VERIFICATION
 from tests.pki import Authority
 from tests.raw_scu import RawSCU, instance
-from tests.server import DEADLINE, ROOT, Server, environment, free_port, run, run_twistd, temporary_directory
+from tests.server import (
+    DEADLINE,
+    ROOT,
+    Server,
+    environment,
+    free_port,
+    run,
+    run_twistd,
+    start_orthanc,
+    temporary_directory,
+)
 from tests.test_end_to_end import DATA
 from tests.test_workers import halt, workers_of
 
@@ -207,24 +216,8 @@ class SendersTests(_TestCase):
                 }
             )
         )
-        program = shutil.which("Orthanc", path=f"{environment()['PATH']}:/usr/sbin:/usr/bin")
-        assert program is not None, "Orthanc is not installed"
-        orthanc = subprocess.Popen(
-            [program, home / "orthanc.json"],
-            cwd=home,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
+        orthanc = start_orthanc(self, home)
         try:
-            assert orthanc.stderr is not None
-            said = ""
-            for line in orthanc.stderr:
-                said += line
-                if "Orthanc has started" in line:
-                    break
-            else:
-                self.fail(said)
 
             def post(path: str, data: bytes) -> dict[str, object]:
                 request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", data)
