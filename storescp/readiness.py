@@ -45,8 +45,6 @@ class Readiness:
         self.phase = Phase.STARTING
         self._crew = crew
         self._monotonic = monotonic
-        # Of each process the batches that it had written, and when those were first seen, or when it had nothing to do.
-        self._progress: dict[int, tuple[int, float]] = {}
 
     def obstacles(self) -> list[str]:
         """Why no images are taken, in words; empty when they are."""
@@ -67,17 +65,13 @@ class Readiness:
         return found
 
     def faults(self) -> list[str]:
-        """What does not turn any more, in words. Who writes is judged over the time between the first and this call."""
+        """What does not turn any more, in words."""
         found = []
         now = self._monotonic()
-        before, self._progress = self._progress, {}
         for number, load in self._crew.loads.items():
-            batches, since = before.get(number, (load.batches, now))
-            if batches != load.batches or not load.jobs:
-                since = now
-            self._progress[number] = load.batches, since
-            if now - since >= STALL:
-                found.append(f"process {number} has written nothing for {now - since:.0f} s")
-            if now - load.beat >= STALL:
-                found.append(f"process {number} has not been heard of for {now - load.beat:.0f} s")
+            silence = now - load.beat
+            if load.stalled and load.stalled + silence >= STALL:
+                found.append(f"process {number} has written nothing for {load.stalled + silence:.0f} s")
+            if silence >= STALL:
+                found.append(f"process {number} has not been heard of for {silence:.0f} s")
         return found

@@ -107,7 +107,7 @@ class Receiver:
                 len(factory.pending),
                 factory.in_flight.total,
                 store.worker.outstanding if store is not None else 0,
-                store.worker.batches if store is not None else 0,
+                store.worker.stalled if store is not None else 0.0,
                 archive.committer.unsettled if archive is not None else 0,
                 time.process_time(),
                 _resident(),

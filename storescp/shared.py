@@ -50,18 +50,18 @@ class Slot(ctypes.Structure):
     associations: int
     in_flight: int
     jobs: int
-    batches: int
     unsettled: int
     resident: int
     beat: float
+    stalled: float
     cpu: float
     of_callers: ctypes.Array[ctypes.c_int64]
     closed: ctypes.Array[ctypes.c_int64]
     _fields_ = [
         ("statistics", SharedStatistics),
         *((name, ctypes.c_int64) for name in ("handed", "taken", "settled", "associations")),
-        *((name, ctypes.c_int64) for name in ("in_flight", "jobs", "batches", "unsettled", "resident")),
-        *((name, ctypes.c_double) for name in ("beat", "cpu")),
+        *((name, ctypes.c_int64) for name in ("in_flight", "jobs", "unsettled", "resident")),
+        *((name, ctypes.c_double) for name in ("beat", "stalled", "cpu")),
         ("of_callers", ctypes.c_int64 * (MAX_CALLERS + 1)),
         ("closed", ctypes.c_int64 * ADDRESSES),
     ]
@@ -83,7 +83,7 @@ class Slot(ctypes.Structure):
             self.waiting,
             self.in_flight,
             self.jobs,
-            self.batches,
+            self.stalled,
             self.unsettled,
             self.cpu,
             self.resident,
@@ -91,14 +91,14 @@ class Slot(ctypes.Structure):
 
     def report(self, load: Load) -> None:
         """The worker's load, but for what it counts here anyway."""
-        self.in_flight, self.jobs, self.batches = load.in_flight, load.jobs, load.batches
-        self.unsettled, self.beat = load.unsettled, load.beat
+        self.in_flight, self.jobs, self.unsettled = load.in_flight, load.jobs, load.unsettled
+        self.beat, self.stalled = load.beat, load.stalled
         self.cpu, self.resident = load.cpu, load.resident
 
     def clear(self) -> None:
         """The worker has ended, and its connections with it."""
         self.handed = self.taken = self.settled = self.associations = 0
-        self.report(Load(0.0, 0, 0, 0, 0, 0, 0, 0.0, 0))
+        self.report(Load(0.0, 0, 0, 0, 0, 0.0, 0, 0.0, 0))
         ctypes.memset(self.of_callers, 0, ctypes.sizeof(self.of_callers))
 
 

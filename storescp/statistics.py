@@ -72,8 +72,8 @@ class Load(NamedTuple):
     """Bytes that wait for storage."""
     jobs: int
     """Parts of instances that are with the writing thread."""
-    batches: int
-    """How often that has been through with what it had taken, since the start."""
+    stalled: float
+    """Seconds for which that has not been through with anything."""
     unsettled: int
     """Files that the journal answers for."""
     cpu: float

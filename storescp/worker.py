@@ -52,8 +52,8 @@ class Worker(Generic[Job]):
         batch: int = 64,
     ) -> None:
         self.outstanding = 0
-        self.batches = 0
-        """That the threads are through with."""
+        self._batches = 0  # that the threads are through with
+        self._seen, self._since = 0, 0.0  # how many they were when that was looked at, and since when
         self._reactor = reactor
         self._clock = clock
         self._run = run
@@ -83,12 +83,18 @@ class Worker(Generic[Job]):
         self._jobs.put(job)
         if self._later is None:
             self._later = self._clock.callLater(PATIENCE, self._look)
+            self._seen, self._since = self._batches, self._clock.seconds()
         elif self._finished and not self._woken:
             self.collect()
 
     def put_again(self, job: Job) -> None:
         """Run a job once more that was not finished. To be called from ``run``."""
         self._jobs.put(job)
+
+    @property
+    def stalled(self) -> float:
+        """Seconds for which the threads have not been through with anything, though there is something to do."""
+        return self._clock.seconds() - self._since if self.outstanding else 0.0
 
     def drained(self) -> Deferred[None]:
         """Fires as soon as no job is outstanding."""
@@ -131,7 +137,7 @@ class Worker(Generic[Job]):
         except IndexError:
             pass
         finished = self._run(jobs)
-        self.batches += 1
+        self._batches += 1
         if finished:
             with self._lock:
                 self._finished += finished
@@ -171,6 +177,8 @@ class Worker(Generic[Job]):
     def _look(self) -> None:
         self._later = None
         self.collect()
+        if self._batches != self._seen:
+            self._seen, self._since = self._batches, self._clock.seconds()
         if self.outstanding and self._later is None:
             self._later = self._clock.callLater(PATIENCE, self._look)
 

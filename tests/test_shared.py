@@ -65,10 +65,10 @@ class SharedCountsTests(SynchronousTestCase):
         """A worker's load is what it has reported and what it counts anyway; nothing when it has ended."""
         slot = self.counts.slots[1]
         slot.associations, slot.handed, slot.settled = 2, 5, 1
-        slot.report(Load(1.5, 0, 0, 10, 3, 4, 5, 0.25, 4096))
-        self.assertEqual(slot.load, Load(1.5, 2, 4, 10, 3, 4, 5, 0.25, 4096))
+        slot.report(Load(1.5, 0, 0, 10, 3, 4.5, 5, 0.25, 4096))
+        self.assertEqual(slot.load, Load(1.5, 2, 4, 10, 3, 4.5, 5, 0.25, 4096))
         slot.clear()
-        self.assertEqual(slot.load, Load(0.0, 0, 0, 0, 0, 0, 0, 0.0, 0))
+        self.assertEqual(slot.load, Load(0.0, 0, 0, 0, 0, 0.0, 0, 0.0, 0))
 
     def test_measurements(self) -> None:
         """What a worker has measured stays when it has ended, and others count under the same names."""

@@ -51,6 +51,29 @@ class WorkerTests(SynchronousTestCase):
         self.assertTrue(worker.turn() and worker.turn())
         self.assertEqual(self.batches, [[0, 1, 2], [3, 4]])
 
+    def test_stalled(self) -> None:
+        """For how long nothing has got on is known to the moment; not when something has, or there is nothing to do."""
+        worker = self.worker(batch=1)
+        self.clock.advance(100)
+        self.assertEqual(worker.stalled, 0.0)
+        for job in range(2):
+            worker.put(job)
+        self.advance(7.0)
+        self.assertAlmostEqual(worker.stalled, 7.0)
+        worker.turn()
+        self.advance(7.0)
+        self.assertAlmostEqual(worker.stalled, 7.0, 1)
+        worker.turn()
+        self.reactor.turn()
+        self.assertEqual(worker.stalled, 0.0)
+        self.advance(7.0)
+        worker.put(2)
+        self.assertEqual(worker.stalled, 0.0)
+
+    def advance(self, seconds: float) -> None:
+        """Time goes by, in steps short enough for all that looks now and then."""
+        self.clock.pump([PATIENCE] * round(seconds / PATIENCE))
+
     def test_one_call_for_all(self) -> None:
         """What was finished before the reactor came round is delivered by one call into it."""
         worker = self.worker(batch=1)
