@@ -43,7 +43,7 @@ class MakeAside(Protocol):
 
 
 class Ledger:
-    """The transactions that the process *holder* (its number) takes, and reports; all of the server's are in one place.
+    """The transactions that the process *holder* (its ID) takes, and reports; all of the server's are in one place.
 
     *owed* is called when there may be something that another process has to report. *config* must give storage
     commitment, and *root* is where files are.

@@ -26,7 +26,7 @@ NAME = "commitment.db"
 APPLICATION_ID = 0x64636D63
 SCHEMA_VERSION = 1
 
-#: The holder of what is being reported on an association of our own; workers have the numbers from 0 on.
+#: The holder of what is being reported on an association of our own; others are called by the IDs of their processes.
 REPORTER = -1
 
 #: Seconds to wait for another process that writes.
@@ -153,7 +153,7 @@ class CommitmentStore:
             )
 
     def free(self, holder: int, now: float) -> None:
-        """The process *holder* is no more: what it held is due."""
+        """The process with the ID *holder* is no more: what it held is due."""
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE transactions SET holder = NULL, due_at = ? WHERE holder = ?", (now, holder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ class Receiver:
             archive.committer.indexing = self._recorder.stopwatch(Duration.INDEX)
         if config.commitment is not None:
             owed = self._owed or self._look
-            self._ledger = Ledger(config, self._reactor, archive.directory.root, worker or 0, owed)
+            self._ledger = Ledger(config, self._reactor, archive.directory.root, os.getpid(), owed)
             if self._owed is None:
                 self._reporter = start_reporter(self._ledger, self._reactor, self._client_tls)
         self._store = InstanceStore(

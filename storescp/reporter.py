@@ -99,7 +99,7 @@ class Reporter:
         self._take_up().addErrback(self._ledger.failed).addCallback(self._looked)
 
     def freed(self, holder: int) -> None:
-        """The process of this number is no more."""
+        """The process with this ID is no more."""
         ledger = self._ledger
         if ledger.store.exists:
             freed = ledger.call(ledger.store.free, holder, ledger.wall_clock())

@@ -310,7 +310,7 @@ class Supervisor:
     def _ended(self, worker: WorkerProcess, how: str, left: list[Accepted]) -> None:
         self._admission.ended(worker.number)
         if self._reporter is not None:
-            self._reporter.freed(worker.number)
+            self._reporter.freed(worker.pid)  # by its ID: the next one in its place may have begun already
         self._left += left
         if self._stopping:
             self._close_left()

@@ -42,7 +42,7 @@ class Accepted(NamedTuple):
 
 
 class WorkerProcess:
-    """The place *number*, whose counts are in *slot*, and which lives since ``began``.
+    """The place *number*, whose counts are in *slot*. ``pid`` is the last process there, which lives since ``began``.
 
     *relay* is given the lines that its processes write. Called with the place: *ready* when one has become ready to
     serve, *counted* when one says that its counts have changed, and *ended* when one has ended, with how, in words,
@@ -65,6 +65,7 @@ class WorkerProcess:
     ) -> None:
         self.number = number
         self.is_ready = False
+        self.pid = 0
         self.began = 0.0
         self._reactor = reactor
         self._slot = slot
@@ -186,6 +187,7 @@ class WorkerProcess:
         finally:
             theirs.close()
         self._process = process
+        self.pid = process.pid
         self.attach(ours)
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import signal
+import sqlite3
 import ssl
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -264,6 +266,15 @@ class ReportTests(_TestCase):
         association.release()
         server.stop()
 
+    def test_nowhere_to_the_end(self) -> None:
+        """What nobody can be told of is told of once, and goes in its time like any other."""
+        server = Server(self, "--commitment-delay", "0", "--commitment-keep", "1")
+        self.store(server)
+        self.assertEqual(self.modality.ask_once(server), 0)
+        server.wait_for("given up a report to CT1, transaction 1.2.3, after 0 attempts")
+        self.assertEqual(server.output.count("nowhere to report to CT1"), 1)
+        server.stop()
+
     def test_directory(self) -> None:
         """A caller with a directory of its own is told of what is there, and of nothing else."""
         config = self.home / "storescp.yaml"
@@ -409,11 +420,14 @@ class WorkersTests(_TestCase):
         self.assertTrue(self.modality.reports.empty())
 
     def test_killed_worker(self) -> None:
-        """What a worker has taken that is killed then, the server reports."""
+        """What a worker has taken that is killed then, the server reports: it is held by the process, not its place."""
         server = self.start("--workers", "2", "--commitment-delay", "600")
         self.listen()
         association = self.modality.associate(server)
         self.assertEqual(self.modality.ask(association), 0)
+        with contextlib.closing(sqlite3.connect(server.storage / ".storescp" / "commitment.db")) as database:
+            ((holder,),) = database.execute("SELECT holder FROM transactions")
+        self.assertIn(holder, workers_of(server))
         for pid in workers_of(server):
             os.kill(pid, signal.SIGKILL)
         self.assertEqual(self.modality.reported(), ALL)
