@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, inlineCallbacks
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.interfaces import (
     IDelayedCall,
     IOpenSSLClientConnectionCreator,
@@ -153,7 +153,8 @@ class Reporter:
         if room > 0:
             claimed: list[Owed] = yield ledger.call(store.claim, now, room)
             for owed in claimed:
-                self._take(owed)
+                if not self._is_stopping:  # else it is due when the server starts again
+                    self._take(owed)
         due: float | None = yield ledger.call(store.next_due)
         return due
 
@@ -272,7 +273,7 @@ class Reporter:
             association: RequestedAssociation = yield connecting
         except (ConnectError, DNSLookupError) as error:
             raise AssociationError(f"cannot connect: {_reason(error)}") from None
-        except CancelledError:
+        except (CancelledError, ConnectingCancelledError):
             raise AssociationError("the server stops") from None
         finally:
             del self._connecting[pair]

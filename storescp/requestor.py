@@ -88,7 +88,7 @@ class RequestedAssociation(Protocol):
         if not self._upper_layer.is_established:
             response.errback(AssociationError("the association has ended"))
             return response
-        self._message_id += 1
+        self._message_id = self._message_id % 0xFFFF + 1
         self._upper_layer.send_data(presentation_context_id, True, command(self._message_id))
         self._upper_layer.send_data(presentation_context_id, False, data_set)
         self._wait(response)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 import signal
 import socket
@@ -27,6 +28,7 @@ from storescp.sop_classes import STORAGE_COMMITMENT
 from storescp.upper_layer import AbortIndication, AssociateIndication, ReleaseIndication, UpperLayer
 from tests.server import DEADLINE, Server, run, temporary_directory
 from tests.test_commitment_end_to_end import BOTH, CT, MR
+from tests.test_web import eventually
 
 IMPLICIT = "1.2.840.10008.1.2"
 GRANTED = RoleSelection(STORAGE_COMMITMENT, scu=False, scp=True).item
@@ -45,8 +47,8 @@ class Served(NamedTuple):
 class Listener:
     """A requester's end, byte by byte: accepts with *items* of the user information."""
 
-    def __init__(self, case: SynchronousTestCase) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, case: SynchronousTestCase, backlog: int | None = None) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=backlog)
         self._socket.settimeout(DEADLINE)
         case.addCleanup(self._socket.close)
         self.port: int = self._socket.getsockname()[1]
@@ -212,6 +214,29 @@ class ListenerTests(SynchronousTestCase):
             server.wait_for("stopping: ")
             server.send_signal(signal.SIGTERM)  # who is in a hurry
             server.stopped()
+        self.assertStillOwed()
+
+    def test_stop_while_connecting(self) -> None:
+        """Nor for one that does not even take the connection."""
+        self.listener = Listener(self, backlog=0)
+        waiting = socket.socket()  # it fills the queue: the kernel does not answer the next one
+        self.addCleanup(waiting.close)
+        waiting.connect(("127.0.0.1", self.listener.port))
+        server = self.start(REQUEST)
+        eventually(lambda: is_being_called(self.listener.port))
+        server.send_signal(signal.SIGTERM)
+        server.wait_for("stopping: ")
+        server.send_signal(signal.SIGTERM)
+        server.stopped()
+        self.assertStillOwed()
+
+    def assertStillOwed(self) -> None:
         store = CommitmentStore(str(self.database))
         self.assertEqual(store.begin(0.0), 1)
         store.close()
+
+
+def is_being_called(port: int) -> bool:
+    """Whether somebody waits for an answer from *port* of this machine, as proc_net_tcp(5) has it: SYN_SENT is 02."""
+    sockets = pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(one.split()[2].endswith(f":{port:04X}") and one.split()[3] == "02" for one in sockets)
