@@ -283,9 +283,12 @@ def start_reporter(ledger: Ledger, reactor: ReactorBase, client_tls: ClientTLS |
 
 
 def _resident() -> int:
-    """See proc_pid_statm(5)."""
-    with open("/proc/self/statm", "rb") as statm:
-        return int(statm.read().split()[1]) * mmap.PAGESIZE
+    """See proc_pid_statm(5). 0 where it cannot be read, as no more files can be opened: whoever asks must go on."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 def report(log: Logger, archive: Archive) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import html.parser
+import http.client
 import os
+import resource
 import signal
 import socket
 import struct
@@ -214,7 +216,10 @@ class WebTests(SynchronousTestCase):
         self.assertEqual((checked.returncode, checked.stdout, checked.stderr), (0, "", ""))
 
     def test_probes(self) -> None:
-        """It is alive and ready; other paths and methods have nothing, whatever a client sends along."""
+        """It is alive and ready; other paths and methods have nothing, whatever a client sends along.
+
+        It is alive, too, when it may open no more files.
+        """
         server = Server(self, *HTTP)
         port = web_port(server)
         for path in ("/healthz", "/readyz"):
@@ -223,6 +228,14 @@ class WebTests(SynchronousTestCase):
         for path in ("/x", "/etc/passwd", "/.."):
             self.assertEqual(fetch(port, path).code, 404, path)
         self.assertNotIn("HTTP/1.1", server.output)  # nobody wants a line for each probe
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+        self.addCleanup(connection.close)
+        most = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+        for limits in (most, (0, most[1]), most):
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
+            connection.request("GET", "/healthz")
+            with connection.getresponse() as response:
+                self.assertEqual((response.status, response.read()), (200, b"ok\n"))
 
     def test_page(self) -> None:
         """The page says what it is, that all is well, and who has sent what: as text, whatever they call themselves."""
