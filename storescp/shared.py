@@ -12,6 +12,7 @@ import dataclasses
 import fcntl
 import mmap
 import os
+import threading
 from collections.abc import Callable, Iterator
 
 from storescp.access import MAX_CALLERS
@@ -115,6 +116,7 @@ class SharedCounts:
     def __init__(self, descriptor: int, workers: int) -> None:
         self.descriptor = descriptor
         self._memory = mmap.mmap(descriptor, _size(workers))
+        self._turn = threading.Lock()
         self.slots = [
             Slot.from_buffer(self._memory, number * ctypes.sizeof(Slot)) for number in range(workers)
         ]
@@ -142,13 +144,15 @@ class SharedCounts:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """What is done meanwhile no other process does."""
+        """What is done meanwhile no other process does, and no other thread."""
         # A lock of the process, not of the open file: that one they share. Gone with the process, if it dies in it.
-        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+        # Its threads have it together, and the first that is through would take it from all.
+        with self._turn:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
 
     def total(self) -> Statistics:
         """The statistics of all workers together."""

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -42,6 +43,21 @@ class SharedCountsTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.counts = SharedCounts.create(4)
         self.addCleanup(os.close, self.counts.descriptor)
+
+    def test_threads(self) -> None:
+        """What is locked is locked for the other threads of the process, too."""
+        inside = threading.Event()
+
+        def enter() -> None:
+            with self.counts.lock():
+                inside.set()
+
+        other = threading.Thread(target=enter)
+        with self.counts.lock():
+            other.start()
+            self.assertFalse(inside.wait(0.05))
+        other.join(DEADLINE)
+        self.assertTrue(inside.is_set())
 
     def occupancy(
         self,
