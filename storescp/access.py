@@ -233,7 +233,10 @@ def _unrecognized(why: str, counter: str) -> Refused:
 def _is_in(address: str | None, networks: tuple[Network, ...]) -> bool:
     if address is None:
         return False
-    ip = ipaddress.ip_address(address)
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:  # what somebody has said who claims to be a load balancer
+        return False
     if isinstance(ip, ipaddress.IPv6Address):
         ip = ip.ipv4_mapped or ip  # how IPv4 comes to a socket that listens to both
     return any(ip in network for network in networks)

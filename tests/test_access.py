@@ -124,11 +124,14 @@ class VerdictTests(_TestCase):
             self.assertIsNone(self.verdict(access, title))
 
     def test_address(self) -> None:
-        """An address must be in one of the networks, also as IPv4 in IPv6; a local socket has none."""
+        """An address must be in one of the networks, also as IPv4 in IPv6; a local socket has none.
+
+        Nor has a sender of which somebody before us (PROXY protocol) has said what is no address.
+        """
         access = self.access("callers: {A: {addresses: [10.1.0.0/16, 192.0.2.7, 'fd00::/8, ::1']}}")
         for address in ("10.1.255.3", "192.0.2.7", "fd12::1", "::1", "::ffff:10.1.0.1", "fd00::1%eth0"):
             self.assertIsNone(self.verdict(access, "A", address), address)
-        for other in ("10.2.0.1", "192.0.2.8", "fe80::1", "::2", "::ffff:10.2.0.1", None):
+        for other in ("10.2.0.1", "192.0.2.8", "fe80::1", "::2", "::ffff:10.2.0.1", None, "unknown", ""):
             self.assertEqual(
                 self.verdict(access, "A", other),
                 "113 rejected_addresses: callers.A does not allow this address",
