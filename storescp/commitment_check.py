@@ -35,54 +35,54 @@ class Judge:
 
         Raises IndexUnavailable.
         """
-        rows = self._index.find_instances({reference.sop_instance_uid for reference in request.references})
+        verdicts = dict.fromkeys(request.references, FailureReason.NO_SUCH_OBJECT_INSTANCE)
+        paths: dict[Reference, str] = {}
+        wanted: dict[str, list[Reference]] = {}
+        for reference in verdicts:
+            wanted.setdefault(reference.sop_instance_uid, []).append(reference)
+            if not self.takes(reference.sop_class_uid):
+                verdicts[reference] = FailureReason.REFERENCED_SOP_CLASS_NOT_SUPPORTED
         below = f"{directory}/" if directory else ""
-        committed: list[tuple[Reference, str]] = []
-        failed: list[tuple[Reference, FailureReason]] = []
-        for reference in request.references:
-            candidates = [
-                row for row in rows.get(reference.sop_instance_uid, ()) if row.path.startswith(below)
-            ]
-            verdict = self._judge(reference, candidates)
-            if isinstance(verdict, FailureReason):
-                failed.append((reference, verdict))
-            else:
-                committed.append((reference, verdict))
-        if committed and not self._is_synced:
+        for row in self._index.find_instances(wanted):
+            if not row.path.startswith(below):
+                continue
+            for reference in wanted.pop(row.sop_instance_uid, ()):
+                reason = self._fault(reference, row)
+                if reason is None:
+                    paths[reference] = row.path
+                else:
+                    verdicts[reference] = reason
+                    wanted.setdefault(row.sop_instance_uid, []).append(reference)
+        if paths and not self._is_synced:
             try:
-                self._sync([path for _, path in committed])
+                self._sync(paths.values())
             except OSError:
-                failed += [(reference, FailureReason.PROCESSING_FAILURE) for reference, _ in committed]
-                committed = []
-        return Report(request.transaction_uid, tuple(reference for reference, _ in committed), tuple(failed))
+                verdicts |= dict.fromkeys(paths, FailureReason.PROCESSING_FAILURE)
+                paths = {}
+        return Report(
+            request.transaction_uid,
+            tuple(reference for reference in request.references if reference in paths),
+            tuple(
+                (reference, verdicts[reference]) for reference in request.references if reference not in paths
+            ),
+        )
 
     def close(self) -> None:
         """Close the index. Raises IndexUnavailable."""
         self._index.close()
 
-    def _judge(self, reference: Reference, rows: Iterable[Row]) -> str | FailureReason:
-        """The path of the file, or why there is none that could be relied upon."""
-        reason = FailureReason.NO_SUCH_OBJECT_INSTANCE
-        if not self.takes(reference.sop_class_uid):
-            reason = FailureReason.REFERENCED_SOP_CLASS_NOT_SUPPORTED
-        for row in rows:
-            if row.sop_class_uid != reference.sop_class_uid:
-                reason = FailureReason.CLASS_INSTANCE_CONFLICT
-                continue
-            try:
-                with closing(Beneath(self._root)) as beneath, open_below(beneath, row.path) as file:
-                    status = os.fstat(file.fileno())
-            except (FileNotFoundError, NotADirectoryError):
-                reason = FailureReason.NO_SUCH_OBJECT_INSTANCE
-            except NotAnInstance:
-                reason = FailureReason.PROCESSING_FAILURE
-            except OSError:
-                reason = FailureReason.PROCESSING_FAILURE
-            else:
-                if status.st_size == row.size:
-                    return row.path
-                reason = FailureReason.PROCESSING_FAILURE
-        return reason
+    def _fault(self, reference: Reference, row: Row) -> FailureReason | None:
+        """Why the file of *row* cannot be relied upon for *reference*; None if it can."""
+        if row.sop_class_uid != reference.sop_class_uid:
+            return FailureReason.CLASS_INSTANCE_CONFLICT
+        try:
+            with closing(Beneath(self._root)) as beneath, open_below(beneath, row.path) as file:
+                size = os.fstat(file.fileno()).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return FailureReason.NO_SUCH_OBJECT_INSTANCE
+        except (NotAnInstance, OSError):
+            return FailureReason.PROCESSING_FAILURE
+        return None if size == row.size else FailureReason.PROCESSING_FAILURE
 
     def _sync(self, paths: Iterable[str]) -> None:
         """Bring files, their names and their rows to the disk. Raises OSError."""

@@ -14,7 +14,7 @@ import contextlib
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -212,13 +212,22 @@ class Index:
                 found[row[0]] = Row(*row)
         return found
 
-    def find_instances(self, sop_instance_uids: Iterable[str]) -> dict[str, list[Row]]:
-        """The rows of instances, by SOP Instance UID: several, where an instance was stored in several places."""
-        found: dict[str, list[Row]] = {}
-        for uid in sop_instance_uids:
-            for row in self._select(f"SELECT {_ROW} FROM instances WHERE sop_instance_uid = ?", uid):
-                found.setdefault(uid, []).append(Row(*row))
-        return found
+    def find_instances(self, wanted: Collection[str]) -> Iterator[Row]:
+        """The rows of instances by SOP Instance UID: several, where one was stored in several places.
+
+        Those entered last come first, by generations (see the schema): when *wanted* is empty, because who looked has
+        taken out what it has found, the older ones are not looked at, and the archive's size does not matter.
+        """
+        ((newest,),) = self._select("SELECT ifnull(max(id) >> 13, -1) FROM instances")
+        for generation in range(newest, -1, -1):
+            if not (uids := list(wanted)):
+                return
+            for start in range(0, len(uids), BATCH):
+                part = uids[start : start + BATCH]
+                marks = ", ".join("?" * len(part))
+                where = f"id >> 13 = ? AND sop_instance_uid IN ({marks})"
+                for row in self._select(f"SELECT {_ROW} FROM instances WHERE {where}", generation, *part):
+                    yield Row(*row)
 
     def rows(self) -> Iterator[list[Row]]:
         """All rows, in batches, between which nothing keeps the log from being copied back.

@@ -330,6 +330,14 @@ class AddTests(IndexTestCase):
             self.assertEqual(self.query(search), [(f"{number}",)])
             ((*_, plan),) = self.query(f"EXPLAIN QUERY PLAN {search}")
             self.assertIn("USING INDEX instances_by_sop_instance_uid", str(plan))
+        # As the index looks itself: the last generation first, and no further than until all is found.
+        wanted = {f"1.9.{number}" for number in range(3)}
+        found = []
+        for row in self.index.find_instances(wanted):
+            found.append(row.path)
+            if row.path == "1":
+                wanted.clear()
+        self.assertEqual(found, ["2", "1"])
 
 
 class Operation(NamedTuple):
