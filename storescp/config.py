@@ -16,7 +16,8 @@ from typing import Final
 
 from storescp import config_limits as limits
 from storescp.beneath import Modes
-from storescp.config_access import ACCESS_OPTIONS, AccessConfig, place_in_rule, read_access
+from storescp.config_access import ACCESS_OPTIONS, AccessConfig, read_access
+from storescp.config_callers import mistakes_in_callers, place_in_rule
 from storescp.config_commitment import COMMITMENT_OPTIONS, CommitmentSettings, read_commitment
 from storescp.config_file import ConfigError
 from storescp.config_limits import LIMIT_OPTIONS
@@ -56,6 +57,7 @@ __all__ = [
     "Sync",
     "configured",
     "gathered",
+    "judge",
     "load",
 ]
 
@@ -270,6 +272,13 @@ def gathered(
     settings.add_environment(environment or {})
     settings.add_command_line(given)
     return settings
+
+
+def judge(settings: Settings, mistakes: list[str]) -> None:
+    """Add to the *mistakes* of what was gathered those of each value, and in each caller's rule."""
+    settings.judge()
+    for callers in settings.sections.values():
+        mistakes += mistakes_in_callers(callers, settings.file)
 
 
 def configured(settings: Settings) -> Config:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import yaml
 
-from storescp.config import OPTIONS, Config, ConfigError, configured, gathered
+from storescp.config import OPTIONS, Config, ConfigError, configured, gathered, judge
 from storescp.config_file import is_null, line
 from storescp.option_values import Option, shown
 from storescp.settings import CONFIG_VARIABLE, Setting, Settings, Source, unknown_variables
@@ -85,7 +85,7 @@ def _check(options: argparse.Namespace) -> int:
     warnings = unknown_variables(OPTIONS, os.environ)
     try:
         settings = _gathered(options, mistakes)
-        settings.judge()
+        judge(settings, mistakes)
         if not mistakes:  # else what they say together makes no sense
             from storescp.checking import mistakes_of
 

@@ -16,7 +16,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.access import Callers
 from storescp.beneath import Modes
 from storescp.config import OPTIONS, Config, ConfigError, Duplicate, Sync, gathered, load
-from storescp.config_access import KEYS, AccessConfig
+from storescp.config_access import AccessConfig
+from storescp.config_callers import KEYS
 from storescp.config_commitment import CommitmentSettings
 from storescp.config_file import LARGE, MAX_FILE_SIZE, composed
 from storescp.log_settings import LogFormat, LogLevel, LogLevels, LogSettings, Rotation

@@ -8,7 +8,7 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp import lost_answers
-from storescp.config_access import MAX_DIRECTORY
+from storescp.config_callers import MAX_DIRECTORY
 from storescp.lost_answers import LostAnswers
 
 PATH = f"2026/11/25/{'1' * 64}/{'2' * 64}.dcm"

@@ -74,6 +74,36 @@ class CheckTests(_TestCase):
             ],
         )
 
+    def test_all_callers(self) -> None:
+        """So is every mistake in the section callers, with those of the options."""
+        content = (
+            "max-assoc: ten\ncallers:\n  A:\n    adresses: 1\n    duplicate: maybe\n    max-assoc: 2\n"
+            "  B: {addresses: [10.0.0.0/8, x], addresses: any}\n  A B C D E F G H I: {user: }\n"
+            "  C: 1\n  '  ': {called: []}\n"
+        )
+        code, said = self.check(content)
+        self.assertEqual(code, 1)
+        told = [line.partition(", got")[0] for line in said.splitlines()]
+        self.assertTrue(told[1].startswith("FILE:4: callers.A.adresses: expected one of addresses, called, "))
+        del told[1]
+        self.assertEqual(
+            told,
+            [
+                "FILE:1: max-assoc: expected a whole number from 1 to 65535",
+                "FILE:5: callers.A.duplicate: expected one of reject, replace, ignore, same",
+                "FILE:7: callers.B.addresses[1]: expected any, an address, or a network such as 10.0.0.0/8 or fd00::/8",
+                "FILE:7: callers.B.addresses: expected once",
+                "FILE:8: callers.A B C D E F G H I: expected 1 to 16 ASCII characters, no backslash, no control"
+                " characters, not spaces only",
+                "FILE:8: callers.A B C D E F G H I.user: expected a value",
+                "FILE:9: callers.C: expected lines of the form 'key: value'",
+                "FILE:10: callers.  : expected 1 to 16 ASCII characters, no backslash, no control characters,"
+                " not spaces only",
+                "FILE:10: callers.  .called: expected at least one value",
+                "10 mistakes, 0 warnings",
+            ],
+        )
+
     def test_together(self) -> None:
         """So is what makes no sense together, or in the section callers."""
         for content, mistake in (

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.archive import Archive, CannotOpen
 from storescp.config import Config, load
-from storescp.config_access import MAX_DIRECTORY
+from storescp.config_callers import MAX_DIRECTORY
 from storescp.index import Index
 from storescp.journal import Beginning, Journal
 from storescp.lost_answers import LostAnswers
