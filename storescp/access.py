@@ -170,10 +170,14 @@ class Access:
             )
             return _unrecognized(f"callers.{caller.name} {shown}", "rejected_certificates")
         if isinstance(answer, AAssociateRJ):
-            is_called = answer == CALLED_AE_TITLE_NOT_RECOGNIZED
-            return Refused(
-                answer, REJECT_REASONS[answer], "rejected_called" if is_called else "rejected_titles"
-            )
+            why = REJECT_REASONS[answer]
+            if answer != CALLED_AE_TITLE_NOT_RECOGNIZED:
+                return Refused(answer, why, "rejected_titles")
+            if caller.called:
+                why += f": callers.{caller.name} does not allow it"
+            elif titles := self._policies[caller.number].called_ae_titles:
+                why += f": it is {', '.join(map(repr, titles))}"
+            return Refused(answer, why, "rejected_called")
         return Admitted(caller, answer)
 
     def judge_user(self, caller: Caller, user: str | None) -> Refused | None:

@@ -112,13 +112,17 @@ class Connections(Factory, Generic[P]):
 
     def begin(self, caller: Caller) -> Refused | None:
         """Count one more association, if there is room for it."""
-        why = REJECT_REASONS[LOCAL_LIMIT_EXCEEDED]
-        if not self._is_closed:
-            if self.occupancy.begin(_counted(caller), caller.max_assoc):
-                return None
-            if not self.occupancy.is_full:
-                why += f": callers.{caller.name} allows {caller.max_assoc} associations"
-        return Refused(LOCAL_LIMIT_EXCEEDED, why, "rejected_full")
+        if self._is_closed:
+            why = "the server stops"
+        elif self.occupancy.begin(_counted(caller), caller.max_assoc):
+            return None
+        elif self.occupancy.is_full:
+            why = f"max-assoc allows {self.limits.max_assoc} associations"
+        else:
+            why = f"callers.{caller.name} allows {caller.max_assoc} associations"
+        return Refused(
+            LOCAL_LIMIT_EXCEEDED, f"{REJECT_REASONS[LOCAL_LIMIT_EXCEEDED]}: {why}", "rejected_full"
+        )
 
     def opened(self, connection: P) -> None:
         self.statistics.connections += 1

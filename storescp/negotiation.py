@@ -37,6 +37,7 @@ from storescp.sop_classes import (
     TRANSFER_SYNTAXES,
     VERIFICATION,
     is_storage,
+    keyword,
 )
 
 # PS3.8 Table 9-21: result, source, reason.
@@ -62,6 +63,15 @@ ACCEPTANCE = 0
 USER_REJECTION = 1
 ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
 TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
+
+# PS3.8 Table 9-18, of SOP classes.
+_CONTEXT_REFUSALS = {
+    USER_REJECTION: "role not accepted",
+    ABSTRACT_SYNTAX_NOT_SUPPORTED: "SOP class not accepted",
+    TRANSFER_SYNTAXES_NOT_SUPPORTED: "no transfer syntax accepted",
+}
+#: So many SOP classes that are refused for one reason are named.
+_NAMED = 4
 
 
 class AcceptedContext(NamedTuple):
@@ -127,6 +137,24 @@ def accepted_contexts(request: AAssociateRQ, response: AAssociateAC) -> dict[int
         )
         if result.result == ACCEPTANCE
     }
+
+
+def refusals(request: AAssociateRQ, response: AAssociateAC) -> str:
+    """The SOP classes for which no context was accepted, and why, in words; empty if there are none."""
+    results = {
+        proposed.abstract_syntax: result.result
+        for proposed, result in sorted(
+            zip(request.presentation_contexts, response.presentation_contexts, strict=True),
+            key=lambda pair: -pair[1].result,  # of several for one class the best counts
+        )
+    }
+    parts = []
+    for reason, words in _CONTEXT_REFUSALS.items():
+        names = [keyword(uid) for uid, result in results.items() if result == reason]
+        if names:
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            parts.append(f"{', '.join(names[:_NAMED])}{more} ({words})")
+    return ", ".join(parts)
 
 
 def _answers(

@@ -34,6 +34,9 @@ _CONTEXT = struct.Struct(">BxBx")
 _IDENTITY = struct.Struct(">BBH")
 _PDATA_ONE_PDV = struct.Struct(">BxIIBB")
 
+# First bytes of what is often sent to a port for DICOM by mistake.
+_OTHER_PROTOCOLS = {0x16: ": does it speak TLS?", 0x47: ": does it speak HTTP?"}
+
 
 class ProtocolViolation(Exception):
     """The peer broke the protocol; ``source`` and ``reason`` are those of the A-ABORT that it earns.
@@ -391,7 +394,7 @@ class PDUReader:
 
     def _whole_pdu(self, kind: int, length: int, left: int) -> PDU | None:
         if kind not in (0x01, 0x02, 0x03, 0x05, 0x06, 0x07):
-            raise UnrecognizedPDU(f"PDU type {kind:02X}H")
+            raise UnrecognizedPDU(f"PDU type {kind:02X}H{_OTHER_PROTOCOLS.get(kind, '')}")
         if length > (MAXIMUM_ASSOCIATE_LENGTH if kind in (0x01, 0x02) else 4):
             raise InvalidPDU(f"PDU type {kind:02X}H of {length} bytes")
         if left < 6 + length:

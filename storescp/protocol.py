@@ -37,7 +37,7 @@ from storescp.connections import Connections
 from storescp.extended_negotiation import operations_window
 from storescp.interfaces import IAssociation, IAssociationUser, Unauthorized
 from storescp.logs import AssociationLogger, info_emitter
-from storescp.negotiation import AcceptedContext, accepted_contexts
+from storescp.negotiation import AcceptedContext, accepted_contexts, refusals
 from storescp.pdu import AAssociateRQ, Fragment, ProtocolViolation
 from storescp.upper_layer import (
     AbortIndication,
@@ -378,6 +378,11 @@ class AssociationProtocol(Protocol):
         if self.operations_window > 1:
             text += ", {window} operations at a time"
             event["window"] = self.operations_window
+        if len(self.contexts) < len(request.presentation_contexts):
+            classes = refusals(request, answer)
+            if classes:
+                text += "; refused: {classes}"
+                event["classes"] = classes
         _info(self, text, event)
 
     def _refuse(self, request: AAssociateRQ, refused: Refused) -> None:
@@ -437,7 +442,16 @@ class AssociationProtocol(Protocol):
     def _aborted(self, indication: AbortIndication) -> None:
         self._stop_checking()
         if self._user is None:
-            self.log.debug("{address}: {why}", address=self.address, why=indication.why)
+            if indication.by_peer:
+                self.log.debug("{address}: {why}", address=self.address, why=indication.why)
+            else:
+                self.parent.repeated.warn(
+                    f"stranger {self.host}",
+                    self.log,
+                    "{address} aborted without an association: {why}",
+                    address=self.address,
+                    why=indication.why,
+                )
             return
         self._log_abort(indication.why, indication.source, indication.reason)
         self._end_association()

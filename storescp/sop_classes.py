@@ -208,6 +208,13 @@ def is_registered(uid: str) -> bool:
     return uid in _REGISTERED
 
 
+def keyword(uid: str) -> str:
+    """What PS3.6 Annex A calls *uid*, in one word; else itself, fit for a line of the log."""
+    if uid in _REGISTERED:
+        return _REGISTERED[uid][4] or uid
+    return uid if _is_private_uid(uid) else repr(uid)
+
+
 def is_storage(sop_class_uid: str) -> bool:
     """Whether this is the class of something to be stored, as far as PS3.6 knows it."""
     return sop_class_uid in STORAGE_SOP_CLASSES or sop_class_uid not in _REGISTERED

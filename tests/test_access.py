@@ -159,9 +159,10 @@ class VerdictTests(_TestCase):
     def test_called(self) -> None:
         """Called titles are those of the rule, else the server's; who may not send at all does not learn of them."""
         access = self.access("callers: {A: {called: [X, Y]}, B: {called: any}, C: {addresses: '::1'}}")
-        wrong = "117 rejected_called: called AE title not recognized"
+        reason = "117 rejected_called: called AE title not recognized: "
+        wrong, other = f"{reason}callers.A does not allow it", f"{reason}it is 'STORESCP'"
         for calling, called, expected in (
-            ("A", "X", None), ("A", "Y", None), ("A", "STORESCP", wrong), ("B", "Q", None), ("Z", "X", wrong),
+            ("A", "X", None), ("A", "Y", None), ("A", "STORESCP", wrong), ("B", "Q", None), ("Z", "X", other),
             ("C", "Q", "113 rejected_addresses: callers.C does not allow this address"),
         ):  # fmt: skip
             self.assertEqual(self.verdict(access, calling, called=called), expected, (calling, called))

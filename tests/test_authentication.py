@@ -331,6 +331,7 @@ class WaitingTests(SynchronousTestCase):
             self.world.clock.advance(31)
             self.assertFalse(peer.is_open)
         self.assertEqual(self.slow.cancelled, 5)
+        self.world.clock.pump([60, 60])  # until how many broke it is told
         self.assertEqual(self.world.clock.getDelayedCalls(), [])
         self.assertEqual(self.world.factory.occupancy.associations, 0)
 

@@ -112,6 +112,14 @@ class LogTests(SynchronousTestCase):
         }
         self.assertEqual([line for line in listed if line not in logged], [])
 
+    def test_rejections(self) -> None:
+        """So is what docs/rejected.rst says of rejected associations."""
+        table = (ROOT / "docs" / "rejected.rst").read_text().partition("A presentation context")[0]
+        listed = re.findall(r"^``(?:callers\.X )?(.+?)``", table, re.MULTILINE)
+        self.assertGreater(len(listed), 10)
+        source = "".join(path.read_text() for path in (ROOT / "storescp").glob("*.py"))
+        self.assertEqual([line for line in listed if line not in source], [])
+
     def test_areas(self) -> None:
         """It names the areas of the log, and of each the modules exist."""
         text = (ROOT / "docs" / "logs.rst").read_text()

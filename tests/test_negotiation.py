@@ -17,7 +17,7 @@ from storescp.extended_negotiation import (
     OperationsWindow,
     RoleSelection,
 )
-from storescp.negotiation import AcceptedContext, Policy, accepted_contexts, negotiate
+from storescp.negotiation import AcceptedContext, Policy, accepted_contexts, negotiate, refusals
 from storescp.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ, PresentationContext, UserInformation
 from storescp.presentation import AcceptedClasses, Preference
 from tests.strategies import associate_requests, steady
@@ -242,6 +242,27 @@ class NegotiateTests(SynchronousTestCase):
         self.assertEqual(
             accepted_contexts(asked, answer), {1: AcceptedContext(CT, JPEG), 7: AcceptedContext(CT, IMPLICIT)}
         )
+
+    def test_refusals(self) -> None:
+        """The classes of which no context was accepted are named, each with why; of many some."""
+        asked = request(
+            (1, CT, ("1.2",)), (3, CT, (EXPLICIT,)), (5, MR, (EXPLICIT,)), (7, ECHO, (IMPLICIT,)),
+            (9, "1.2.3.4", (EXPLICIT,)), (11, "1.2\n", (EXPLICIT,)),
+        )  # fmt: skip
+        retrieves = RoleSelection(ECHO, scu=False, scp=True).item
+        for items, policy, expected in (
+            ((), POLICY, "MRImageStorage, 1.2.3.4, '1.2\\n' (SOP class not accepted)"),
+            ((retrieves,), replace(POLICY, abstract_syntaxes=frozenset((CT, MR, ECHO))),
+                "Verification (role not accepted), 1.2.3.4, '1.2\\n' (SOP class not accepted)"),
+            ((), replace(POLICY, transfer_syntaxes=frozenset()), "MRImageStorage, 1.2.3.4, '1.2\\n' (SOP class "
+                "not accepted), CTImageStorage (no transfer syntax accepted)"),
+            ((), replace(POLICY, abstract_syntaxes=frozenset()),
+                "CTImageStorage, MRImageStorage, Verification, 1.2.3.4 and 1 more (SOP class not accepted)"),
+        ):  # fmt: skip
+            asked = replace(asked, user_information=replace(asked.user_information, other=items))
+            answer = negotiate(asked, policy)
+            assert isinstance(answer, AAssociateAC)
+            self.assertEqual(refusals(asked, answer), expected)
 
     @given(associate_requests, st.data())
     @steady

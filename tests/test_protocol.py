@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
-from twisted.logger import LogEvent, LogLevel, capturedLogs
+from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp import dimse
@@ -460,7 +460,7 @@ class OtherThreadTests(SynchronousTestCase):
 
 
 class StrangerTests(SynchronousTestCase):
-    """What connects and is no DICOM peer costs next to nothing, and no log line."""
+    """What connects and is no DICOM peer costs next to nothing."""
 
     def setUp(self) -> None:
         self.world = World()
@@ -476,26 +476,42 @@ class StrangerTests(SynchronousTestCase):
         self.assertEqual(self.world.clock.getDelayedCalls(), [])
 
     def test_other_protocols(self) -> None:
-        """Random bytes, HTTP and TLS get an A-ABORT and then are closed; all that they send on is ignored."""
-        for greeting in (
-            b"GET / HTTP/1.1\r\nHost: pacs\r\n\r\n",
-            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)) * 2,
-            b"\x00" * 100,
-            b"\xff" * 100,
-            b"\x01\x00\xff\xff\xff\xff\x00\x01",  # an A-ASSOCIATE-RQ of 4 GiB
-            b"\x01\x00\x00\x00\x00\x04abcd",  # one of 4 bytes
-            AReleaseRQ().encode(),
+        """Random bytes, HTTP and TLS get an A-ABORT and a line, and are closed; all that they send on is ignored."""
+        for greeting, why in (
+            (b"GET / HTTP/1.1\r\nHost: pacs\r\n\r\n", "PDU type 47H: does it speak HTTP?"),
+            (
+                b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)) * 2,
+                "PDU type 16H: does it speak TLS?",
+            ),
+            (b"\x00" * 100, "PDU type 00H"),
+            (b"\xff" * 100, "PDU type FFH"),
+            # An A-ASSOCIATE-RQ of 4 GiB, and one of 4 bytes.
+            (b"\x01\x00\xff\xff\xff\xff\x00\x01", "PDU type 01H of 4294967295 bytes"),
+            (b"\x01\x00\x00\x00\x00\x04abcd", "PDU type 01H of 4 bytes"),
+            (AReleaseRQ().encode(), "the peer did not begin with A-ASSOCIATE-RQ"),
         ):
+            world = World()
             with capturedLogs() as events:
-                peer = self.world.connect()
+                peer = world.connect()
                 peer.say(greeting)
                 self.assertEqual(peer.heard(), ABORTED_BY_USER, greeting)
                 peer.say(greeting * 1000)
                 self.assertEqual(peer.heard(), [], greeting)
-                self.world.clock.advance(30)
+                world.clock.advance(30)
             self.assertFalse(peer.is_open, greeting)
-            self.assertEqual(loud(events), [], greeting)
-        self.assertEqual(self.world.statistics.aborted, 0)
+            line = f"192.0.2.1:50000 aborted without an association: {why}"
+            self.assertEqual([formatEvent(event) for event in loud(events)], [line])
+            self.assertEqual(world.statistics.aborted, 0)
+
+    def test_crowd(self) -> None:
+        """Those of one address are told of once a minute."""
+        with capturedLogs() as events:
+            for _ in range(100):
+                self.world.connect().say(b"GET / HTTP/1.1\r\n\r\n")
+            self.world.clock.advance(60)
+        first, last = (formatEvent(event) for event in loud(events))
+        self.assertTrue(last.startswith(first.replace(":50000 ", ":50099 ")), last)
+        self.assertIn("(99 more like this in 60 s)", last)
 
     def test_abort_without_association(self) -> None:
         """An A-ABORT from a peer without an association closes the connection, whatever follows it."""
@@ -714,7 +730,8 @@ class LogTests(SynchronousTestCase):
             formats,
             [
                 "association accepted: MODALITY at 192.0.2.1:50000 to ARCHIVE, 3 of 3 contexts",
-                "association rejected: 'OTHER' at 192.0.2.1:50001 to 'STORESCP': local limit exceeded",
+                "association rejected: 'OTHER' at 192.0.2.1:50001 to 'STORESCP': local limit exceeded: max-assoc "
+                "allows 1 associations",
                 "association released: MODALITY at 192.0.2.1:50000 after 2.000 s",
                 "association accepted: SCU at 192.0.2.1:50002 to STORESCP, 3 of 3 contexts",
                 "association aborted: SCU at 192.0.2.1:50002: the connection was lost (source 2, reason 0)",
