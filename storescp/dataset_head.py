@@ -11,14 +11,11 @@ walked over before are recognised by one comparison of all their headers (:mod:`
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
-from functools import lru_cache
 from typing import NoReturn
 
-from pydicom.charset import CODES_TO_ENCODINGS, STAND_ALONE_ENCODINGS, default_encoding, python_encoding
-
+from storescp.character_sets import decode_extended, python_encodings
 from storescp.element_runs import Encoding
 from storescp.sop_classes import DEFLATED_TRANSFER_SYNTAXES
 
@@ -114,10 +111,10 @@ class Head:
             return None
         if value.isascii() and b"\x1b" not in value:
             return value.decode("ascii").strip("\0 ") or None
-        encodings = _python_encodings(self.raw.get(SPECIFIC_CHARACTER_SET, b""))
+        encodings = python_encodings(self.raw.get(SPECIFIC_CHARACTER_SET, b""))
         if b"\x1b" not in value:
             return value.decode(encodings[0], "replace").strip("\0 ") or None
-        return _decode_extended(value, encodings).strip("\0 ") or None
+        return decode_extended(value, encodings).strip("\0 ") or None
 
     def integer(self, tag: int) -> int | None:
         """A number, from US for Rows and Columns, else from IS; None when absent or no number."""
@@ -422,49 +419,3 @@ def _is_vr(code: int) -> bool:
 
 def _name(tag: int) -> str:
     return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
-
-
-# Defined Terms of (0008,0005), compared without punctuation: senders misspell them ("ISO-IR 100", "UTF-8"). Only
-# these: a codec is never looked up by a peer's text.
-def _plain(term: str) -> str:
-    return "".join(filter(str.isalnum, term)).upper()
-
-
-_TERMS = {f"ISO8859{part}": f"iso8859_{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 15)}
-_TERMS |= {"UTF8": "utf_8", "LATIN1": "latin_1", "GB2312": "gb2312"}
-_TERMS |= {_plain(term): encoding for term, encoding in python_encoding.items()}
-_STAND_ALONE = frozenset(map(_plain, STAND_ALONE_ENCODINGS))
-
-
-@lru_cache(maxsize=64)
-def _python_encodings(value: bytes) -> tuple[str, ...]:
-    """The Python encodings of a Specific Character Set, the initial one first."""
-    terms = [_plain(term) for term in value.decode("latin-1").split("\\")]
-    if terms[0] in _STAND_ALONE:  # without code extensions, PS3.5 §6.1.2.5.4
-        del terms[1:]
-    return tuple(_TERMS.get(term, default_encoding) for term in terms)
-
-
-_escape = re.compile(rb"(\x1b(?:\$[()].|..))", re.DOTALL)
-_reset = re.compile(rb"[\t\n\f\r]")
-
-
-def _decode_extended(value: bytes, encodings: tuple[str, ...]) -> str:
-    """Decode a value with code extensions (PS3.5 §6.1.2.5): escape sequences choose the encoding of what follows.
-
-    Control characters end the choice. So should "^" and "=" in names, but there are writers that rely on the contrary.
-    """
-    initial = encodings[0]
-    text, *rest = _escape.split(value)
-    decoded = [text.decode(initial, "replace")]
-    for escape, text in zip(rest[::2], rest[1::2], strict=True):
-        encoding = CODES_TO_ENCODINGS.get(escape, "")
-        if encoding not in encodings and encoding != default_encoding:
-            decoded.append((escape + text).decode(initial, "replace"))
-        elif encoding.startswith("iso2022_jp"):  # Python's codec wants to see the escape sequence
-            decoded.append((escape + text).decode(encoding, "replace"))
-        else:
-            found = _reset.search(text)
-            end = found.start() if found else len(text)
-            decoded.append(text[:end].decode(encoding, "replace") + text[end:].decode(initial, "replace"))
-    return "".join(decoded)
