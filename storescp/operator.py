@@ -19,7 +19,7 @@ from storescp import __version__
 from storescp.commitment_store import CommitmentsUnavailable
 from storescp.config import OPTIONS, Config, ConfigError, load
 from storescp.index import Index, IndexUnavailable
-from storescp.operator_archive import Archive, ArchiveError, Reindexing, Verification, Workers
+from storescp.operator_archive import Archive, ArchiveError, Reindexing, Verification, Workers, look_at
 from storescp.operator_arguments import WrongUsage, number
 from storescp.operator_commitments import add_parser as add_commitments_parser
 from storescp.operator_config import add_parser as add_config_parser
@@ -181,13 +181,12 @@ def _archive(options: argparse.Namespace, *, create: bool = False) -> Iterator[A
     }
     config: Config = load(options.config or os.environ.get(CONFIG_VARIABLE), given, os.environ)
     root = os.path.abspath(config.storage_dir)
-    if not os.path.isdir(root):
-        raise ArchiveError(f"storage directory {root}: no such directory")
+    look_at("storage directory", f"{root}/")
     if config.index_db is None:
         raise ArchiveError("the configuration says no-index: there is no index to work with")
     index_path = os.path.abspath(config.index_db)
-    if not create and not os.path.exists(index_path):
-        raise ArchiveError(f"index {index_path}: no such file")
+    if not create:
+        look_at("index", index_path)
     index = Index(index_path, busy_timeout=BUSY_TIMEOUT)
     try:
         yield Archive(root, index_path, index)

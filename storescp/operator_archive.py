@@ -53,6 +53,14 @@ class ArchiveError(Exception):
     """The work cannot be done. The message is one line for the operator."""
 
 
+def look_at(what: str, path: str) -> None:
+    """Raise ArchiveError unless *path*, which is *what*, is there, and we may know it."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        raise ArchiveError(f"{what} {path}: {error.strerror}") from None
+
+
 class Finding(NamedTuple):
     """Something that is not as it should be.
 

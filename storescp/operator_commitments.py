@@ -6,10 +6,12 @@ What belongs here: what it prints. It changes nothing, whether the server runs o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 
 from storescp.commitment_store import NAME, CommitmentStore
 from storescp.config import OPTIONS, Config, load
+from storescp.operator_archive import look_at
 from storescp.operator_output import print_json, printable, time_text
 from storescp.part10 import PRIVATE_DIRECTORY
 from storescp.settings import CONFIG_VARIABLE
@@ -34,7 +36,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _commitments(options: argparse.Namespace) -> int:
     given = {"storage-dir": options.storage_dir} if options.storage_dir is not None else {}
     config: Config = load(options.config or os.environ.get(CONFIG_VARIABLE), given, os.environ)
-    store = CommitmentStore(os.path.join(config.storage_dir, PRIVATE_DIRECTORY, NAME))
+    root = os.path.abspath(config.storage_dir)
+    look_at("storage directory", f"{root}/")
+    path = os.path.join(root, PRIVATE_DIRECTORY, NAME)
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path)  # who may not look there is not told that there is nothing
+    store = CommitmentStore(path)
     planned = store.planned() if store.exists else []
     store.close()
     for owed, due_at in planned:

@@ -516,7 +516,9 @@ class CommandTests(ArchiveTestCase):
         self.database.unlink()
         for command in ("verify", "stats"):
             code, out, err = self.on_archive(command)
-            self.assertEqual((code, out, err), (1, "", f"storescp: index {self.database}: no such file\n"))
+            self.assertEqual(
+                (code, out, err), (1, "", f"storescp: index {self.database}: No such file or directory\n")
+            )
         self.assertEqual(self.on_archive("reindex")[0], 0)
         self.assertEqual(self.on_archive("verify")[0], 0)
 
@@ -563,12 +565,12 @@ class CommandTests(ArchiveTestCase):
         other = self.root.parent / "other"
         self.assertEqual(
             self.run_command("stats", "--config", file, "-d", other),
-            (1, "", f"storescp: storage directory {other}: no such directory\n"),
+            (1, "", f"storescp: storage directory {other}/: No such file or directory\n"),
         )
         moved = self.root.parent / "moved.db"
         self.assertEqual(
             self.run_command("stats", "--config", file, "--index-db", moved),
-            (1, "", f"storescp: index {moved}: no such file\n"),
+            (1, "", f"storescp: index {moved}: No such file or directory\n"),
         )
         for text, message in (
             ("no-index: true", "the configuration says no-index: there is no index to work with"),

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.commitment_data import Reference, Request
 from storescp.commitment_store import CommitmentStore
 from storescp.operator import main
+from tests.server import temporary_directory
 
 
 class CommitmentsTests(SynchronousTestCase):
@@ -23,16 +24,36 @@ class CommitmentsTests(SynchronousTestCase):
         self.root.mkdir()
         self.database = self.root / ".storescp" / "commitment.db"
 
-    def run_command(self, *arguments: str) -> tuple[int, str, str]:
+    def run_command(self, command: str = "commitments", *arguments: str) -> tuple[int, str, str]:
         out, error = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            code = main(["commitments", "-d", str(self.root), *arguments])
+            code = main([command, "-d", str(self.root), *arguments])
         return code, out.getvalue(), error.getvalue()
 
     def test_nothing(self) -> None:
         """Where nobody has ever asked there is nothing, and nothing is made."""
         self.assertEqual(self.run_command(), (0, "0 reports are owed\n", ""))
         self.assertEqual(os.listdir(self.root), [])
+
+    def test_unseen(self) -> None:
+        """Who may not look, or looks at nothing, is told so; the commands that need an index say the same."""
+        self.root = temporary_directory(self)
+        self.root.chmod(0o755)
+        self.database = self.root / ".storescp" / "commitment.db"
+        self.database.parent.mkdir(0)
+        self.addCleanup(self.database.parent.chmod, 0o700)
+        if not os.geteuid():  # whom no mode keeps out
+            self.addCleanup(os.seteuid, 0)
+            os.seteuid(65534)
+        self.assertEqual(self.run_command(), (1, "", f"storescp: {self.database}: Permission denied\n"))
+        index = self.root / ".storescp" / "index.db"
+        self.assertEqual(self.run_command("stats"), (1, "", f"storescp: index {index}: Permission denied\n"))
+        self.root /= "nothing"
+        for command in ("commitments", "stats"):
+            self.assertEqual(
+                self.run_command(command),
+                (1, "", f"storescp: storage directory {self.root}/: No such file or directory\n"),
+            )
 
     def test_owed(self) -> None:
         """Each has a line, the oldest first: what waits, and what somebody is at."""
@@ -54,7 +75,7 @@ class CommitmentsTests(SynchronousTestCase):
             second, r"\ACT1: 1 instances, .*, 1 attempts, next attempt 1970-.*; transaction 1\.2\.1\Z"
         )
         self.assertEqual(last, "2 reports are owed")
-        code, out, _ = self.run_command("--json")
+        code, out, _ = self.run_command("commitments", "--json")
         _, second_object, summary = map(json.loads, out.splitlines())
         self.assertEqual(
             second_object,
