@@ -9,13 +9,12 @@ from __future__ import annotations
 import fcntl
 import socket
 import termios
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from twisted.internet.defer import Deferred, TimeoutError, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
@@ -31,13 +30,16 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from storescp.access import ANYONE, Admitted, Refused, user_refused, user_unchecked
+from storescp.access import ANYONE, Admitted, Refused
 from storescp.certificates import PeerCertificate
 from storescp.connections import Connections
 from storescp.extended_negotiation import operations_window
-from storescp.interfaces import IAssociation, IAssociationUser, Unauthorized
+from storescp.flow import Flow
+from storescp.interfaces import IAssociation, IAssociationUser
 from storescp.logs import AssociationLogger, info_emitter
 from storescp.negotiation import AcceptedContext, accepted_contexts, refusals
+from storescp.outlet import Outlet
+from storescp.patience import Patience
 from storescp.pdu import AAssociateRQ, Fragment, ProtocolViolation
 from storescp.upper_layer import (
     AbortIndication,
@@ -47,16 +49,10 @@ from storescp.upper_layer import (
     State,
     UpperLayer,
 )
+from storescp.user_check import checked
 
 #: What one read takes at most. Measured: 64 KiB and 1 MiB are both slower.
 READ_SIZE = 256 * 1024
-
-#: Bytes that one association may have waiting for storage before its transport is paused, and where it goes on.
-HIGH_WATER = 4 * 1024 * 1024
-LOW_WATER = 1024 * 1024
-
-#: Seconds that a peer has to take our answers, where no option says so.
-WRITE_TIMEOUT = 300.0
 
 #: Seconds that a peer has to take our last bytes and close, before the connection is cut.
 CLOSE_TIMEOUT = 10.0
@@ -66,7 +62,7 @@ class IConnection(ITCPTransport, ISystemHandle, IPushProducer, IConsumer):
     """What Twisted's stream transports offer, all in one."""
 
 
-@implementer(IAssociation, IPushProducer)
+@implementer(IAssociation)
 class AssociationProtocol(Protocol):
     """One connection of a peer that wants to send instances."""
 
@@ -88,36 +84,27 @@ class AssociationProtocol(Protocol):
         self.peer_certificate: PeerCertificate | None = None
         self.contexts: dict[int, AcceptedContext] = {}
         self.operations_window = 1
-        self._upper_layer = UpperLayer(factory.policy.maximum_length)
+        self._upper_layer = upper_layer = UpperLayer(factory.policy.maximum_length)
         self._user: IAssociationUser | None = None
         self._limits = factory.limits  # of its time: new settings are for those who come
         self._clock = factory.clock
         self._began = self._last_heard = self._clock.seconds()
         self._artim: IDelayedCall | None = None
-        self._idle: IDelayedCall | None = None
         self._closing: IDelayedCall | None = None
         self._checking: Deferred[Any] | None = None  # who the user is
-        self._unread: IDelayedCall | None = None  # since when the peer does not read what we send
-        self._progress: IDelayedCall | None = None
+        self._patience: Patience | None = None
         self._received = 0
-        # What is being judged for its progress: since when, what had been received then, for how long we have not read.
-        self._incomplete: object = None
-        self._judged_from, self._judged_received, self._not_read = 0.0, 0, 0.0
-        self._paused_at: float | None = None
-        self._held = 0
-        self._in_flight = factory.in_flight
-        self._waits_for_storage = False
-        self._waits_for_answers = False
         self._releasing = False
         self._connected = False
-        self._socket: socket.socket | None = None
-        # A descriptor of our own, that no other thread can find closed, or reused, while it sends.
-        self._direct: socket.socket | None = None
-        self._sending = threading.Lock()
-        self._rest = b""  # of what another thread could not send to its end
+        self._is_wrapped = False
         self._acknowledge: Callable[[], None] | None = None
+        self._outlet = outlet = Outlet(upper_layer.encode_data)
+        self._flow = flow = Flow(factory.in_flight, factory.limits, factory.clock, self._not_taken)
+        # Not by way of methods of our own: each image calls them.
+        self.send_from_thread = outlet.send_from_thread
+        self.held, self.released, self.hold_back = flow.held, flow.released, flow.hold_back
 
-    # -- IProtocol, IPushProducer: the transport's side --
+    # -- IProtocol: the transport's side --
 
     def connectionMade(self) -> None:
         self._connected = True
@@ -126,16 +113,20 @@ class AssociationProtocol(Protocol):
         if isinstance(bottom, Connection):
             bottom.bufferSize = READ_SIZE
         handle = bottom.getHandle()
+        past: socket.socket | None = None
+        self._is_wrapped = bottom is not self.transport
         if isinstance(handle, socket.socket) and handle.family in (socket.AF_INET, socket.AF_INET6):
-            if bottom is self.transport:  # what goes into TLS must not go past it
-                self._socket = handle
+            if not self._is_wrapped:  # what goes into TLS must not go past it
+                past = handle
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
             # Senders that write a PDU in two pieces with Nagle's algorithm on (DCMTK, Orthanc) wait with the
             # second one for our ACK, which the kernel delays by 40 ms unless it is told not to, again and again.
             # That costs a packet: no need where a response will take the ACK along.
             self._acknowledge = partial(handle.setsockopt, socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-        self.transport.registerProducer(self, True)
+        self._outlet.open(self.transport, past)
+        self._flow.open(self.transport)
+        self.transport.registerProducer(self._flow, True)
         self.parent.opened(self)
         self._upper_layer.connection_made()
         self._flush()
@@ -171,56 +162,14 @@ class AssociationProtocol(Protocol):
         elif not self.calling_ae_title:
             self.log.debug("{address} closed without an association", address=self.address)
         self._stop_checking()
-        with self._sending:
-            self._stop_sending_directly()
+        self._outlet.withdraw()
+        self._flow.close()
         self._end_association()
-        for timer in (self._artim, self._idle, self._progress, self._closing, self._unread):
+        for timer in (self._artim, self._closing):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._artim = self._idle = self._progress = self._closing = self._unread = None
+        self._artim = self._closing = None
         self.parent.closed(self)
-
-    def pauseProducing(self) -> None:
-        """The peer does not read our responses: no use in reading more requests, for ever or at all."""
-        if self._unread is None:
-            limits = self._limits
-            delay = min(filter(None, (limits.timeout, limits.progress_timeout)), default=WRITE_TIMEOUT)
-            self._unread = self._clock.callLater(delay, self._not_taken)
-            self._set_reading()
-
-    def resumeProducing(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
-            self._set_reading()
-
-    def stopProducing(self) -> None:
-        """The connection is gone; connectionLost follows."""
-
-    # -- IFlow: the store's side --
-
-    def held(self, size: int) -> bool:
-        self._held += size
-        in_flight = self._in_flight
-        in_flight.total += size
-        if (self._held > HIGH_WATER or in_flight.total > in_flight.limit) and not self._waits_for_storage:
-            self._waits_for_storage = True
-            self._set_reading()
-        return self._waits_for_storage
-
-    def released(self, size: int) -> bool:
-        self._held -= size
-        in_flight = self._in_flight
-        in_flight.total -= size
-        # Who has nothing held may always go on, whatever others have: so all of them advance, by a read each, and
-        # none waits for another.
-        if self._waits_for_storage and (
-            not self._held or (self._held <= LOW_WATER and in_flight.total <= in_flight.limit)
-        ):
-            self._waits_for_storage = False
-            self._last_heard = self._clock.seconds()  # the silence was ours
-            self._set_reading()
-        return self._waits_for_storage
 
     # -- IAssociation: the user's side --
 
@@ -244,30 +193,10 @@ class AssociationProtocol(Protocol):
         self._last_heard = self._clock.seconds()
         self._flush()
 
-    def send_from_thread(self, presentation_context_id: int, data: bytes) -> bool:
-        encoded = self._upper_layer.encode_data(presentation_context_id, True, data)
-        with self._sending:
-            if self._direct is None:
-                return False
-            try:
-                sent = self._direct.send(encoded)
-            except OSError:
-                sent = 0  # full, or gone
-            if sent == len(encoded):
-                return True
-            self._stop_sending_directly()
-            self._rest = encoded[sent:] if sent else b""
-        return sent > 0
-
     def sent_from_thread(self) -> None:
         self._last_heard = self._clock.seconds()
-        if self._rest and self._connected:
-            self._write(b"")
-
-    def hold_back(self, waits: bool) -> None:
-        self._waits_for_answers = waits
-        self._last_heard = self._clock.seconds()  # the silence was ours
-        self._set_reading()
+        if self._outlet.rest and self._connected:
+            self._outlet.write(b"")
 
     def idle(self) -> None:
         if self._releasing:
@@ -311,7 +240,7 @@ class AssociationProtocol(Protocol):
                 self._aborted(indication)
 
     def _associate(self, request: AAssociateRQ) -> None:
-        if self._socket is None and self.transport is not None:
+        if self._is_wrapped and self.transport is not None:
             # A load balancer may have said meanwhile whom it speaks for (PROXY protocol).
             self.address, self.host = _origin(self.transport.getPeer())
         verdict = self.parent.access.judge(request, self.host or None, self.peer_certificate)
@@ -323,15 +252,19 @@ class AssociationProtocol(Protocol):
             self._admit(request, verdict, None)
             return
         # Until this fires the upper layer stays in state 3, in which the peer may do nothing but abort.
-        checking = maybeDeferred(authenticator.authenticate, identity)
-        self._checking = checking
-        checking.addTimeout(self._limits.auth_timeout, self._clock)
-        checking.addCallbacks(partial(self._admit, request, verdict), partial(self._not_checked, request))
-        checking.addCallbacks(lambda _: self._flush(), self._cannot_answer)
+        checking = self._checking = checked(authenticator, identity, self._limits.auth_timeout, self._clock)
+        checking.addCallback(partial(self._checked, request, verdict)).addErrback(self._cannot_answer)
+
+    def _checked(self, request: AAssociateRQ, admitted: Admitted, user: str | Refused) -> None:
+        self._checking = None
+        if isinstance(user, Refused):
+            self._refuse(request, user)
+        else:
+            self._admit(request, admitted, user)
+        self._flush()
 
     def _admit(self, request: AAssociateRQ, admitted: Admitted, user: str | None) -> None:
         """The association may be, and *user* is who asks for it: accept it, if that one may and there is room."""
-        self._checking = None
         caller, answer = admitted
         refused = self.parent.access.judge_user(caller, user) or self.parent.begin(caller)
         if refused is not None:
@@ -355,15 +288,10 @@ class AssociationProtocol(Protocol):
             self.operations_window = window.invoked
         self._upper_layer.accept(answer)
         self._user = self.parent.user_factory(self)
-        if self._socket is not None:
-            try:
-                self._direct = self._socket.dup()
-            except OSError:  # too many descriptors
-                pass
+        self._outlet.share()
         self._began = self._clock.seconds()
         self.parent.associated(self)
-        self._watch_idleness(self._limits.timeout)
-        self._judge_progress_from_now()
+        self._patience = Patience(self, self._limits, self._clock, self._lost_patience)
         text = "association accepted: {calling} at {address} to {called}, {accepted} of {proposed} contexts"
         event: LogEvent = {
             "calling": request.calling_ae_title,
@@ -400,21 +328,9 @@ class AssociationProtocol(Protocol):
             reason=refused.why,
         )
 
-    def _not_checked(self, request: AAssociateRQ, failure: Failure) -> None:
-        """The user is not who it says, or nobody can tell."""
-        if self._checking is None:
-            return  # nor does anybody want to know any more
-        self._checking = None
-        error = failure.value
-        if isinstance(error, Unauthorized):
-            self._refuse(request, user_refused(str(error)))
-        elif isinstance(error, TimeoutError):
-            limit = self._limits.auth_timeout
-            self._refuse(request, user_unchecked(f"the user could not be checked within {limit:g} s"))
-        else:  # its words are not repeated: who knows whether they have the passcode in them
-            self._refuse(request, user_unchecked(f"the user could not be checked: {type(error).__name__}"))
-
     def _cannot_answer(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return  # nor does anybody want to know any more
         self.log.failure("an association could not be answered", failure)
         self._cut()
 
@@ -476,6 +392,9 @@ class AssociationProtocol(Protocol):
     def _end_association(self, *, released: bool = False) -> None:
         user, self._user = self._user, None
         if user is not None:
+            if self._patience is not None:
+                self._patience.stop()
+                self._patience = None
             self._releasing = False
             user.association_ended(released=released)
             self.parent.disassociated(self)
@@ -487,38 +406,14 @@ class AssociationProtocol(Protocol):
             return
         assert self.transport is not None
         data = self._upper_layer.data_to_send()
-        if self._direct is not None and not self._upper_layer.can_send_data:
-            with self._sending:
-                self._stop_sending_directly()
+        if self._outlet.shared is not None and not self._upper_layer.can_send_data:
+            self._outlet.withdraw()
         if data:
-            self._write(data)
+            self._outlet.write(data)
         if self._upper_layer.artim_running is not (self._artim is not None):
             self._set_artim()
         if self._upper_layer.transport_closing:
             self._close()
-
-    def _write(self, data: bytes) -> None:
-        """Send *data*: now if the socket takes it, where the transport would wait for its next turn."""
-        assert self.transport is not None
-        with self._sending:
-            if self._socket is not None and not self._rest:
-                try:
-                    sent = self._socket.send(data)
-                except OSError:
-                    sent = 0  # full, or gone: the transport finds out which
-                if sent == len(data):
-                    return
-                data = data[sent:]
-            # What the transport has to send must not be overtaken.
-            self._socket = None
-            self._stop_sending_directly()
-            data, self._rest = self._rest + data, b""
-        self.transport.write(data)
-
-    def _stop_sending_directly(self) -> None:
-        direct, self._direct = self._direct, None
-        if direct is not None:
-            direct.close()
 
     def _set_artim(self) -> None:
         if self._artim is not None:
@@ -533,77 +428,35 @@ class AssociationProtocol(Protocol):
         self._upper_layer.artim_expired()
         self._flush()
 
-    def _watch_idleness(self, delay: float) -> None:
-        if delay:
-            self._idle = self._clock.callLater(delay, self._check_idleness)
+    # -- Watched: what patience looks at --
 
-    def _check_idleness(self) -> None:
-        """One timer, not re-armed at every packet: it looks back when it fires."""
-        self._idle = None
-        if self._user is None:
-            return
-        timeout = self._limits.timeout
-        ours = self._waits_for_storage or self._user.busy
-        silence = 0.0 if ours else self._clock.seconds() - self._last_heard
-        if silence >= timeout:
-            self._abort(0, 0, f"idle for {timeout:g} s")
-        else:
-            self._watch_idleness(timeout - silence)
+    @property
+    def last_heard(self) -> float:
+        return max(self._last_heard, self._flow.resumed_at)
 
-    def _judge_progress_from_now(self) -> None:
-        """Begin a period in which a message that is not complete has to get on."""
-        period = self._limits.progress_timeout
-        if period and self._limits.min_rate:
-            now = self._judged_from = self._clock.seconds()
-            self._judged_received, self._not_read = self._received, 0.0
-            if self._paused_at is not None:
-                self._paused_at = now
-            self._incomplete = self._begun()
-            self._progress = self._clock.callLater(period, self._check_progress)
+    @property
+    def received(self) -> int:
+        return self._received
 
-    def _begun(self) -> object:
-        """Stands for what the peer has begun to send, and not ended; None when that is nothing."""
-        assert self._user is not None
-        incomplete = self._user.incomplete
+    @property
+    def not_read(self) -> float:
+        return self._flow.not_read
+
+    @property
+    def is_ours(self) -> bool:
+        return self._flow.waits_for_storage or (self._user is not None and self._user.busy)
+
+    @property
+    def incomplete(self) -> object:
+        incomplete = self._user.incomplete if self._user is not None else None
         return self._upper_layer if incomplete is None and self._upper_layer.is_inside_pdu else incomplete
 
-    def _check_progress(self) -> None:
-        """One timer, too. A message that stretches over a whole period must have brought enough for it."""
-        self._progress = None
-        if self._user is None:
-            return
-        limits = self._limits
-        if self._incomplete is not None and self._begun() is self._incomplete:
-            now = self._clock.seconds()
-            not_read = self._not_read + (now - self._paused_at if self._paused_at is not None else 0.0)
-            read_for = now - self._judged_from - not_read
-            if read_for < limits.progress_timeout:  # the time in which we did not read is not the peer's
-                delay = max(limits.progress_timeout - read_for, 0.001)
-                self._progress = self._clock.callLater(delay, self._check_progress)
-                return
-            if self._received - self._judged_received < limits.min_rate * read_for:
-                self.parent.statistics.slow += 1
-                self._abort(0, 0, f"less than {limits.min_rate:g} bytes a second of what it had begun")
-                return
-        self._judge_progress_from_now()
-
-    def _set_reading(self) -> None:
-        if not self._connected or self._closing is not None:
-            return
-        assert self.transport is not None
-        if self._waits_for_storage or self._waits_for_answers or self._unread is not None:
-            if self._paused_at is None:
-                self._paused_at = self._clock.seconds()
-            self.transport.pauseProducing()
-        else:
-            if self._paused_at is not None:
-                self._not_read += self._clock.seconds() - self._paused_at
-                self._paused_at = None
-            self.transport.resumeProducing()
+    def _lost_patience(self, why: str, is_slow: bool) -> None:
+        self.parent.statistics.slow += is_slow
+        self._abort(0, 0, why)
 
     def _not_taken(self) -> None:
         """The peer has had its time to read what we sent. What we would say now it would not read either."""
-        self._unread = None
         if self._user is not None:
             self.parent.statistics.slow += 1
             self._log_abort("it does not take our answers", 0, 0)
@@ -613,6 +466,7 @@ class AssociationProtocol(Protocol):
     def _close(self) -> None:
         if self._closing is None and self.transport is not None:
             self._closing = self._clock.callLater(CLOSE_TIMEOUT, self._cut)
+            self._flow.close()
             self.transport.unregisterProducer()  # else the transport waits for it before it closes
             self.transport.resumeProducing()  # TLS that is paused would not see the peer close
             if self._is_unread():

@@ -13,10 +13,10 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp import dimse
 from storescp.access import Access, Callers
 from storescp.dimse import Status
+from storescp.flow import HIGH_WATER, WRITE_TIMEOUT
 from storescp.limits import BURST, MAX_ADDRESSES, Admission, network_of
 from storescp.naming import Naming
 from storescp.pdu import AAbort, AAssociateAC, AAssociateRJ
-from storescp.protocol import HIGH_WATER, WRITE_TIMEOUT
 from storescp.store import BATCH_BYTES
 from tests.conversation import Conversation, World, a_associate_rq, c_store, command, data_set, p_data
 from tests.strategies import steady

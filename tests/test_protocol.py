@@ -13,9 +13,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp import dimse
 from storescp.connections import GRACE
+from storescp.flow import HIGH_WATER, LOW_WATER
 from storescp.negotiation import LOCAL_LIMIT_EXCEEDED
 from storescp.pdu import AAbort, AAssociateAC, AReleaseRP, AReleaseRQ
-from storescp.protocol import CLOSE_TIMEOUT, HIGH_WATER, LOW_WATER
+from storescp.protocol import CLOSE_TIMEOUT
 from tests.conversation import Conversation, Response, World, a_associate_rq, c_echo, c_store, p_data
 
 RELEASED = [AReleaseRP()]
@@ -342,11 +343,11 @@ class FlowTests(SynchronousTestCase):
         """Reading goes on only when storage has caught up and the peer has read its answers."""
         peer = self.peer
         peer.protocol.held(HIGH_WATER + 1)
-        peer.protocol.pauseProducing()
+        peer.protocol._flow.pauseProducing()
         peer.protocol.released(HIGH_WATER + 1)
         self.assertFalse(peer.transport.is_reading)
         peer.protocol.held(HIGH_WATER + 1)
-        peer.protocol.resumeProducing()
+        peer.protocol._flow.resumeProducing()
         self.assertFalse(peer.transport.is_reading)
         peer.protocol.released(HIGH_WATER + 1)
         self.assertTrue(peer.transport.is_reading)
@@ -375,9 +376,9 @@ class OtherThreadTests(SynchronousTestCase):
         self.world = World()
         self.peer = self.world.associated()
         self.protocol = self.peer.protocol
-        self.protocol._direct, self.wire = socket.socketpair()
+        self.protocol._outlet.shared, self.wire = socket.socketpair()
         self.wire.setblocking(False)
-        self.protocol._direct.setblocking(False)
+        self.protocol._outlet.shared.setblocking(False)
         self.addCleanup(self.wire.close)
         self.peer.store(b"data", "1.2.3")
         (self.instance,) = self.world.memory.instances
@@ -399,7 +400,7 @@ class OtherThreadTests(SynchronousTestCase):
         self.assertEqual(self.peer.heard(), [])
         self.peer.store(b"data", "1.2.3")
         self.world.memory.instances[-1].end()
-        self.protocol._write(b"")
+        self.protocol._outlet.write(b"")
         self.assertEqual(self.peer.statuses(), [0])
         self.assertEqual(sent[12:], dimse.encode_response(self.command(), 0))
 
@@ -444,12 +445,12 @@ class OtherThreadTests(SynchronousTestCase):
     def test_full(self) -> None:
         """A peer that does not read leaves the answer, or the rest of it, to the transport, in order."""
         while self.answer(dimse.Status.SUCCESS, ""):
-            if self.protocol._rest:
+            if self.protocol._outlet.rest:
                 break
         came = self.received()
         while more := self.received():
             came += more
-        self.assertIsNone(self.protocol._direct)
+        self.assertIsNone(self.protocol._outlet.shared)
         self.assertFalse(self.answer(dimse.Status.SUCCESS, ""))
         before = len(self.peer.written())
         self.protocol.sent_from_thread()

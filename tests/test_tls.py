@@ -30,9 +30,10 @@ from storescp.certificates import PeerCertificate
 from storescp.config import Config, ConfigError, load
 from storescp.credentials import BadCredentials, read
 from storescp.dimse import encode_command
+from storescp.flow import HIGH_WATER
 from storescp.logs import INTERVAL
 from storescp.pdu import AAssociateAC, AReleaseRP
-from storescp.protocol import HIGH_WATER, READ_SIZE, AssociationFactory, AssociationProtocol
+from storescp.protocol import READ_SIZE, AssociationFactory, AssociationProtocol
 from storescp.tls import RECORD, SecureConnection, SecureFactory
 from storescp.tls_context import TLS
 from storescp.tls_settings import ClientCertificate, TLSProfile, TLSSettings, beneath
