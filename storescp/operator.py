@@ -29,12 +29,12 @@ from storescp.operator_output import (
     findings_text,
     print_json,
     printable,
-    size_text,
     time_text,
 )
 from storescp.operator_peer import add_commands as add_peer_commands
 from storescp.operator_run import RUN, CannotComplete, add_completion_parser, add_run_parser, run
 from storescp.settings import CONFIG_VARIABLE
+from storescp.space import size_text
 
 #: Seconds to wait for the server when it is writing into the index.
 BUSY_TIMEOUT = 60.0

@@ -8,8 +8,7 @@ import time
 from collections.abc import Mapping
 
 from storescp.operator_archive import Finding
-
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+from storescp.space import size_text
 
 
 class Progress:
@@ -94,15 +93,6 @@ def findings_text(findings: Mapping[str, int]) -> str:
         return "no findings"
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(findings.items()))
     return f"{sum(findings.values())} findings ({kinds})"
-
-
-def size_text(size: float) -> str:
-    """A number of bytes in three digits and a decimal unit."""
-    unit = 0
-    while size >= 999.5 and unit < len(_UNITS) - 1:
-        size /= 1000
-        unit += 1
-    return f"{size:.3g} {_UNITS[unit]}"
 
 
 def time_text(posix_seconds: float) -> str:

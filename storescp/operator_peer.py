@@ -13,13 +13,14 @@ import time
 from typing import Any
 
 from storescp.operator_arguments import WrongUsage, ae_title, number
-from storescp.operator_output import Output, Progress, size_text
+from storescp.operator_output import Output, Progress
 from storescp.operator_send import SUCCESS, Sending, status_text
 from storescp.pdu import UserIdentity
 from storescp.scu import SCU
 from storescp.scu_errors import AssociationError, ContextNotAccepted
 from storescp.scu_tls import BadTLSFile, client_context
 from storescp.sop_classes import VERIFICATION
+from storescp.space import size_text
 
 #: Where the passcode of --user is, unless in a file. Not on the command line, which everybody can see.
 PASSWORD_VARIABLE = "STORESCP_PASSWORD"

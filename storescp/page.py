@@ -15,6 +15,7 @@ from storescp import __version__
 from storescp.measurements import BUCKETS, Duration, Durations, Event
 from storescp.metrics import Observed, Snapshot
 from storescp.readiness import Readiness
+from storescp.space import size_text
 
 #: Rows of a table; the metrics have all.
 MOST_ROWS = 50
@@ -105,7 +106,7 @@ def _cards(snapshot: Snapshot) -> Tag:
     in_flight = sum(load.in_flight for load in snapshot.loads.values())
     beyond = statistics.refused + statistics.dropped + statistics.slow + statistics.oversized
     cards = [
-        ("Images stored", f"{statistics.instances_stored:,}", _bytes(statistics.bytes_stored)),
+        ("Images stored", f"{statistics.instances_stored:,}", size_text(statistics.bytes_stored)),
         ("Images refused", f"{statistics.instances_failed:,}", "answered with a failure"),
         (
             "Associations now",
@@ -115,10 +116,10 @@ def _cards(snapshot: Snapshot) -> Tag:
         ("Associations rejected", f"{statistics.rejected:,}", statistics.reasons() or "for whatever reason"),
         (
             "Free on the disk",
-            _bytes(snapshot.space.free) if snapshot.space else "?",
-            f"of {_bytes(snapshot.space.total)}" if snapshot.space else "it cannot be looked at",
+            size_text(snapshot.space.free) if snapshot.space else "?",
+            f"of {size_text(snapshot.space.total)}" if snapshot.space else "it cannot be looked at",
         ),
-        ("Waiting for the disk", _bytes(in_flight), "received, and not written yet"),
+        ("Waiting for the disk", size_text(in_flight), "received, and not written yet"),
         ("Half of the answers", _quantile(answers, 0.5), "after the end of the image"),
         ("99 % of the answers", _quantile(answers, 0.99), "after the end of the image"),
     ]
@@ -148,7 +149,7 @@ def _senders(snapshot: Snapshot) -> list[Tag]:
         (
             *key,
             f"{stored[key]:,}",
-            _bytes(sizes[key]),
+            size_text(sizes[key]),
             ", ".join(f"{count:,} x {status}H" for status, count in sorted(failed.get(key, {}).items())),
         )
         for key in sorted(stored.keys() | failed.keys())
@@ -176,14 +177,6 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Iterable[str]]) ->
     more = [tags.p(f"and {len(rows) - MOST_ROWS} more")] if len(rows) > MOST_ROWS else []
     head = line(tags.th, (column.removeprefix("#") for column in columns))
     return [tags.h2(title), tags.table(head, [line(tags.td, row) for row in rows[:MOST_ROWS]]), *more]
-
-
-def _bytes(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} TB"
 
 
 def _duration(seconds: float) -> str:

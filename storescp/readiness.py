@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from storescp.config import Config
-from storescp.space import look
+from storescp.space import look, size_text
 from storescp.statistics import Load
 
 #: Seconds that a writing thread may need for what it has taken, and a process between two signs of life.
@@ -61,7 +61,9 @@ class Readiness:
                 found.append(f"the storage directory cannot be looked at: {error.strerror}")
             else:
                 if not space.is_enough(config.min_free):
-                    found.append(f"less than {config.min_free} free ({space.free} bytes)")
+                    found.append(
+                        f"less than {config.min_free} free ({size_text(space.free)}): no images are taken"
+                    )
         return found
 
     def faults(self) -> list[str]:

@@ -29,7 +29,7 @@ from storescp.protocol import AssociationFactory, AssociationProtocol
 from storescp.reporter import ClientTLS, Reporter
 from storescp.scp import StorageSCP
 from storescp.sop_classes import STORAGE_COMMITMENT, TRANSFER_SYNTAXES, VERIFICATION
-from storescp.space import FreeSpace
+from storescp.space import FreeSpace, size_text
 from storescp.statistics import Load, Occupancy, Statistics
 from storescp.store import InstanceStore
 
@@ -219,11 +219,14 @@ class Receiver:
         if not self.factory.occupancy.found_space(enough):
             return
         if enough:
-            self.log.warn("enough space again ({free} bytes free): images are taken", free=free)
+            self.log.warn(
+                "enough space again ({left} free): images are taken", left=size_text(free), free=free
+            )
         else:
             self.log.error(
-                "less than {limit} free ({free} bytes): no images are taken",
+                "less than {limit} free ({left}): no images are taken",
                 limit=str(self.config.min_free),
+                left=size_text(free),
                 free=free,
             )
 

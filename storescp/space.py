@@ -11,6 +11,8 @@ from typing import NamedTuple
 #: Seconds for which one look at the file system is good.
 INTERVAL = 0.5
 
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+
 
 class SpaceLimit(NamedTuple):
     """At least so much must be free: bytes, or percent of the file system."""
@@ -23,7 +25,7 @@ class SpaceLimit(NamedTuple):
         return total * self.amount / 100 if self.is_percent else self.amount
 
     def __str__(self) -> str:
-        return f"{self.amount:g}%" if self.is_percent else f"{self.amount:.0f} bytes"
+        return f"{self.amount:g}%" if self.is_percent else size_text(self.amount)
 
 
 class Space(NamedTuple):
@@ -35,6 +37,15 @@ class Space(NamedTuple):
     def is_enough(self, limit: SpaceLimit) -> bool:
         """Whether so much is free as the *limit* wants."""
         return self.free >= limit.bytes_of(self.total)
+
+
+def size_text(size: float) -> str:
+    """A number of bytes in three digits and a decimal unit."""
+    unit = 0
+    while size >= 999.5 and unit < len(_UNITS) - 1:
+        size /= 1000
+        unit += 1
+    return f"{size:.3g} {_UNITS[unit]}"
 
 
 def look(directory: str | os.PathLike[str]) -> Space:

@@ -23,9 +23,9 @@ from storescp import beneath, operator_archive
 from storescp.index import Index, IndexUnavailable, ReceivedInstance, Row, Totals
 from storescp.operator import main
 from storescp.operator_archive import Archive, ArchiveError, Finding, Reindexing, Verification, Workers
-from storescp.operator_output import size_text
 from storescp.operator_send import status_text
 from storescp.part10 import FileMeta
+from storescp.space import size_text
 from storescp.stored_file import read_instance
 from tests.raw_scu import CT, EXPLICIT, instance
 

@@ -64,7 +64,7 @@ class ReadinessTests(SynchronousTestCase):
         """It is not, when less is free than --min-free; the reason has both numbers."""
         self.crew.config = self.configured("1000T")
         (reason,) = self.readiness.obstacles()
-        self.assertRegex(reason, r"\Aless than \d+ bytes free \(\d+ bytes\)\Z")
+        self.assertRegex(reason, r"\Aless than \S+ PB free \(\S+ [GT]B\): no images are taken\Z")
 
     def test_no_directory(self) -> None:
         """It is not, when the storage directory has gone; without --min-free nobody looks."""

@@ -86,4 +86,4 @@ class FreeSpaceTests(SynchronousTestCase):
 
     def test_as_text(self) -> None:
         """As an operator reads it."""
-        self.assertEqual([str(SpaceLimit(1000, False)), str(SpaceLimit(2.5, True))], ["1000 bytes", "2.5%"])
+        self.assertEqual([str(SpaceLimit(1000, False)), str(SpaceLimit(2.5, True))], ["1 kB", "2.5%"])

@@ -283,7 +283,7 @@ class WebTests(SynchronousTestCase):
         ballast.write_bytes(bytes(5 << 20))
         code, _, text = fetch(port, "/readyz")
         self.assertEqual(code, 503)
-        self.assertRegex(text, r"\Aless than 4194304 bytes free \(\d+ bytes\)\n\Z")
+        self.assertRegex(text, r"\Aless than 4.19 MB free \(\S+ [kM]?B\): no images are taken\n\Z")
         found = scrape(server)
         self.assertEqual(found.value("storescp_ready"), 0)
         self.assertEqual(found.value("storescp_storage_min_free_bytes"), 4 << 20)
