@@ -19,6 +19,9 @@ JOBS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 2))))
 PYTHON ?=
 BIN := .venv/bin
 
+# Servers start many hundred times in the tests: what Python compiles is kept, whatever the environment says.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-oldest docs reference bench bench-plots torture attack fuzz clean
 
 run: ARGS ?= --port 11112
