@@ -9,7 +9,6 @@ import select
 import signal
 import socket
 import subprocess
-import threading
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -37,6 +36,7 @@ from tests.server import (
     twistd,
     wait_for_exit,
 )
+from tests.under_load import stopped_under_load
 
 
 class MistakeTests(SynchronousTestCase):
@@ -319,38 +319,7 @@ class StopTests(SynchronousTestCase):
 
     def test_under_load(self) -> None:
         """Stopped while senders send: what was answered with 0000H is there, and nothing else."""
-        server = Server(self, "--stop-timeout", 0.1, "--naming", "flat")
-        stored: list[str] = []
-        under_way = threading.Semaphore(0)
-
-        def send(sender: int) -> None:
-            try:
-                with RawSCU(server.address) as scu:
-                    scu.associate()
-                    for number in range(1_000_000):
-                        uid = f"1.{sender}.{number}"
-                        if scu.store(uid, instance(uid, pixels=bytes(20_000))) != 0:
-                            return
-                        stored.append(uid)
-                        under_way.release()
-            except OSError:
-                pass  # the connection went away while we were writing
-
-        threads = [threading.Thread(target=send, args=(sender,)) for sender in range(4)]
-        for thread in threads:
-            thread.start()
-        for _ in range(200):
-            self.assertTrue(under_way.acquire(timeout=DEADLINE))
-        statistics = server.stop()
-        for thread in threads:
-            thread.join(DEADLINE)
-        files = {name.removesuffix(".dcm") for name in server.files()}
-        # What was stored but not answered any more may be there as well: at most one a sender.
-        self.assertEqual(set(stored) - files, set())
-        self.assertLessEqual(len(files - set(stored)), 4)
-        self.assertEqual(statistics["stored"], len(files))
-        self.assertEqual(server.rows("SELECT count(*) FROM instances"), [(len(files),)])
-        self.assertEqual(server.litter(), [])
+        stopped_under_load(self)
 
 
 class PortTests(SynchronousTestCase):

@@ -41,6 +41,7 @@ from tests.server import (
     wait_for_exit,
 )
 from tests.test_end_to_end import DATA
+from tests.under_load import in_threads, stopped_under_load
 
 Answers = list[int | AAbort | None]
 
@@ -385,33 +386,7 @@ class StopTests(SynchronousTestCase):
 
     def test_under_load(self) -> None:
         """Stopped while senders send: what was answered with 0000H is there, and nothing else."""
-        server = Server(self, "--workers", 2, "--stop-timeout", 0.1, "--naming", "flat")
-        stored: list[str] = []
-        under_way = threading.Semaphore(0)
-
-        def send(sender: int) -> None:
-            with contextlib.suppress(OSError), RawSCU(server.address) as scu:
-                scu.associate()
-                for number in range(1_000_000):
-                    uid = f"1.{sender}.{number}"
-                    if scu.store(uid, instance(uid, pixels=bytes(20_000))) != 0:
-                        return
-                    stored.append(uid)
-                    under_way.release()
-
-        def stop() -> None:
-            for _ in range(200):
-                self.assertTrue(under_way.acquire(timeout=DEADLINE))
-            server.send_signal(signal.SIGTERM)
-
-        in_threads([stop, *(partial(send, sender) for sender in range(4))])
-        statistics = server.stopped()
-        files = {name.removesuffix(".dcm") for name in server.files()}
-        self.assertEqual(set(stored) - files, set())
-        self.assertLessEqual(len(files - set(stored)), 4)
-        self.assertEqual(statistics["stored"], len(files))
-        self.assertEqual(server.rows("SELECT count(*) FROM instances"), [(len(files),)])
-        self.assertEqual(server.litter(), [])
+        stopped_under_load(self, "--workers", 2)
 
 
 class StartTests(SynchronousTestCase):
@@ -498,23 +473,3 @@ class StartTests(SynchronousTestCase):
         self.assertIn("association released: RAW", log)
         self.assertRegex(log, STOPPED)
         self.assertNotIn("Traceback", log)
-
-
-def in_threads(works: list[Callable[[], None]]) -> None:
-    """Do all at once; raises what the first one raised that failed."""
-    errors: list[BaseException] = []
-
-    def guarded(work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-            raise
-
-    threads = [threading.Thread(target=guarded, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(DEADLINE)
-    for error in errors:
-        raise error
