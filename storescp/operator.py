@@ -14,12 +14,23 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import TypeVar
 
 from storescp import __version__
 from storescp.commitment_store import CommitmentsUnavailable
 from storescp.config import OPTIONS, Config, ConfigError, load
 from storescp.index import Index, IndexUnavailable
-from storescp.operator_archive import Archive, ArchiveError, Reindexing, Verification, Workers, look_at
+from storescp.operator_archive import (
+    Archive,
+    ArchiveError,
+    Finding,
+    Pass,
+    Reindexing,
+    Verification,
+    Workers,
+    look_at,
+)
 from storescp.operator_arguments import WrongUsage, number
 from storescp.operator_commitments import add_parser as add_commitments_parser
 from storescp.operator_config import add_parser as add_config_parser
@@ -38,6 +49,8 @@ from storescp.space import size_text
 
 #: Seconds to wait for the server when it is writing into the index.
 BUSY_TIMEOUT = 60.0
+
+P = TypeVar("P", bound=Pass)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,16 +91,7 @@ def _fail(why: str) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     output = Output(as_json=options.json)
-    with Workers(options.jobs) as workers, _archive(options) as archive:
-        progress = Progress(archive.index.totals().instances)
-        verification = Verification(
-            archive,
-            digest=options.digest,
-            report=lambda finding: output.finding(finding, progress),
-            progress=progress.show,
-        )
-        verification.run(workers)
-        progress.clear()
+    verification = _go_through(options, output, partial(Verification, digest=options.digest))
     seconds = output.seconds()
     output.summary(
         {
@@ -105,17 +109,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _reindex(options: argparse.Namespace) -> int:
     output = Output(as_json=options.json)
-    with Workers(options.jobs) as workers, _archive(options, create=True) as archive:
-        progress = Progress(archive.index.totals().instances)
-        reindexing = Reindexing(
-            archive,
-            all_files=options.all,
-            digest=options.digest,
-            report=lambda finding: output.finding(finding, progress),
-            progress=progress.show,
-        )
-        reindexing.run(workers)
-        progress.clear()
+    begin = partial(Reindexing, all_files=options.all, digest=options.digest)
+    reindexing = _go_through(options, output, begin, create=True)
     seconds = output.seconds()
     output.summary(
         {
@@ -169,6 +164,22 @@ def _stats(options: argparse.Namespace) -> int:
     for modality, series, instances, size in modalities:
         print(f"{printable(modality or '-'):<15} {series:>10} {instances:>12} {size:>18}")
     return 0
+
+
+def _go_through(
+    options: argparse.Namespace,
+    output: Output,
+    begin: Callable[[Archive, Callable[[Finding], None], Callable[[int], None]], P],
+    *,
+    create: bool = False,
+) -> P:
+    """Do what *begin* makes, with the processes that the options allow; it has the counts."""
+    with Workers(options.jobs) as workers, _archive(options, create=create) as archive:
+        progress = Progress(archive.index.totals().instances)
+        work = begin(archive, lambda finding: output.finding(finding, progress), progress.show)
+        work.run(workers)
+        progress.clear()
+    return work
 
 
 @contextlib.contextmanager

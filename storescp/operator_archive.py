@@ -171,6 +171,33 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
+class Pass:
+    """Work that goes once through the whole archive. Afterwards ``files`` and ``findings`` (by kind) are counts.
+
+    *report* gets each finding, *progress* the number of files seen so far, every now and then.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        report: Callable[[Finding], None],
+        progress: Callable[[int], None],
+    ) -> None:
+        self._archive = archive
+        self._report_to = report
+        self._progress = progress
+        self.files = 0
+        self.findings: dict[str, int] = {}
+
+    def run(self, workers: Workers) -> None:
+        """Do it. Raises IndexUnavailable."""
+        raise NotImplementedError
+
+    def _report(self, finding: Finding) -> None:
+        self.findings[finding.kind] = self.findings.get(finding.kind, 0) + 1
+        self._report_to(finding)
+
+
 # -- verify --
 
 
@@ -182,29 +209,22 @@ class Checked(NamedTuple):
     bytes: int
 
 
-class Verification:
-    """Compares files and rows. Afterwards ``files``, ``rows``, ``bytes`` and ``findings`` (by kind) are the counts.
-
-    *report* gets each finding, *progress* the number of files seen so far, every now and then.
-    """
+class Verification(Pass):
+    """Compares files and rows. Afterwards ``rows`` and ``bytes`` are counts, too."""
 
     def __init__(
         self,
         archive: Archive,
-        *,
-        digest: bool,
         report: Callable[[Finding], None],
         progress: Callable[[int], None] = lambda files: None,
+        *,
+        digest: bool,
     ) -> None:
-        self._archive = archive
+        super().__init__(archive, report, progress)
         self._digest = digest
-        self._report_to = report
-        self._progress = progress
         self._doubts: list[str] = []
-        self.files = 0
         self.rows = 0
         self.bytes = 0
-        self.findings: dict[str, int] = {}
 
     def run(self, workers: Workers) -> None:
         """Look at everything once, and at what differs once more. Raises IndexUnavailable."""
@@ -224,10 +244,6 @@ class Verification:
             self.rows += len(batch)
             self._doubt(row.path for row in batch if not archive.exists(row.path))
         self._settle()
-
-    def _report(self, finding: Finding) -> None:
-        self.findings[finding.kind] = self.findings.get(finding.kind, 0) + 1
-        self._report_to(finding)
 
     def _doubt(self, paths: Iterable[str]) -> None:
         self._doubts += paths
@@ -333,9 +349,8 @@ class Found(NamedTuple):
     findings: list[Finding]
 
 
-class Reindexing:
-    """Makes the index what the files say. Afterwards ``files``, ``entered``, ``unchanged``, ``removed`` and
-    ``findings`` (by kind) are the counts.
+class Reindexing(Pass):
+    """Makes the index what the files say. Afterwards ``entered``, ``unchanged`` and ``removed`` are counts, too.
 
     A file whose row has its path and size is not read, unless *all_files*. *digest* is the algorithm for those
     that are read; without one, a row that was right keeps its digest.
@@ -344,22 +359,18 @@ class Reindexing:
     def __init__(
         self,
         archive: Archive,
+        report: Callable[[Finding], None],
+        progress: Callable[[int], None] = lambda files: None,
         *,
         all_files: bool,
         digest: str | None,
-        report: Callable[[Finding], None],
-        progress: Callable[[int], None] = lambda files: None,
     ) -> None:
-        self._archive = archive
+        super().__init__(archive, report, progress)
         self._all = all_files
         self._digest = digest
-        self._report_to = report
-        self._progress = progress
-        self.files = 0
         self.entered = 0
         self.unchanged = 0
         self.removed = 0
-        self.findings: dict[str, int] = {}
 
     def run(self, workers: Workers) -> None:
         """Enter what is missing or differs, and remove the rows whose files are gone.
@@ -424,10 +435,6 @@ class Reindexing:
                 )
             if gone:
                 self.removed += self._archive.index.remove(gone, lambda path: not self._archive.exists(path))
-
-    def _report(self, finding: Finding) -> None:
-        self.findings[finding.kind] = self.findings.get(finding.kind, 0) + 1
-        self._report_to(finding)
 
 
 def read_files(root: str, digest: str | None, items: Sequence[tuple[str, Row | None]]) -> Found:
