@@ -34,6 +34,7 @@ from storescp.operator_archive import (
 from storescp.operator_arguments import WrongUsage, number
 from storescp.operator_commitments import add_parser as add_commitments_parser
 from storescp.operator_config import add_parser as add_config_parser
+from storescp.operator_health import add_parser as add_health_parser
 from storescp.operator_output import (
     Output,
     Progress,
@@ -245,6 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     add_commitments_parser(commands)
     add_config_parser(commands)
     add_peer_commands(commands)
+    add_health_parser(commands)
     add_completion_parser(commands, parser)
     return parser
 

@@ -19,6 +19,9 @@ from storescp.config_file import is_null, line
 from storescp.option_values import Option, shown
 from storescp.settings import CONFIG_VARIABLE, Setting, Settings, Source, unknown_variables
 
+#: What --config is for.
+CONFIG = f"YAML file; or {CONFIG_VARIABLE}"
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add ``config`` to the operator's *commands*."""
@@ -31,7 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Judge all that can be judged without starting the server: the file and the environment, with the"
         " options given here, and the files that they name.",
     )
-    check.add_argument("config", metavar="FILE", nargs="?", help=f"YAML file; or {CONFIG_VARIABLE}")
+    check.add_argument("config", metavar="FILE", nargs="?", help=CONFIG)
     check.set_defaults(command=_check)
     show = subcommands.add_parser(
         "show",
@@ -39,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Print the settings that a server would have with these options, in this environment: as a YAML"
         " file that can be used as one. Secrets are masked.",
     )
-    show.add_argument("-c", "--config", metavar="FILE", help=f"YAML file; or {CONFIG_VARIABLE}")
+    show.add_argument("-c", "--config", metavar="FILE", help=CONFIG)
     show.set_defaults(command=_show)
     for command in (check, show):
         command.add_argument("--json", action="store_true", help="print JSON")
@@ -67,7 +70,8 @@ def add_option(group: argparse._ActionsContainer, option: Option[object]) -> Non
         )
 
 
-def _gathered(options: argparse.Namespace, mistakes: list[str] | None = None) -> Settings:
+def given_settings(options: argparse.Namespace, mistakes: list[str] | None = None) -> Settings:
+    """gathered() for the parsed *options* of a command that has all of the server's."""
     given = {option.name: getattr(options, option.name.replace("-", "_")) for option in OPTIONS}
     return gathered(
         options.config or os.environ.get(CONFIG_VARIABLE),
@@ -84,7 +88,7 @@ def _check(options: argparse.Namespace) -> int:
     mistakes: list[str] = []
     warnings = unknown_variables(OPTIONS, os.environ)
     try:
-        settings = _gathered(options, mistakes)
+        settings = given_settings(options, mistakes)
         judge(settings, mistakes)
         if not mistakes:  # else what they say together makes no sense
             from storescp.checking import mistakes_of
@@ -109,7 +113,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    settings = _gathered(options)
+    settings = given_settings(options)
     config = configured(settings)
     in_force = list(_in_force(settings, config))
     callers = settings.sections.get("callers")

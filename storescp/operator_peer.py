@@ -31,7 +31,8 @@ MAX_FIELD = 4096
 #: Operations outstanding at a time: their answers, which are not read while we send, must fit into the network.
 MAX_WINDOW = 1024
 
-_IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+#: What C-ECHO is asked in: Verification, in Implicit VR Little Endian.
+ECHO_CONTEXT = VERIFICATION, "1.2.840.10008.1.2"
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -120,12 +121,11 @@ def _peer(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _echo(options: argparse.Namespace) -> int:
-    context = VERIFICATION, _IMPLICIT_VR_LITTLE_ENDIAN
     peer = _peer(options)
     try:
-        with SCU(options.host, options.port, [context], **peer) as scu:
+        with SCU(options.host, options.port, [ECHO_CONTEXT], **peer) as scu:
             started = time.monotonic()
-            response = scu.echo(*context)
+            response = scu.echo(*ECHO_CONTEXT)
             milliseconds = (time.monotonic() - started) * 1000
     except (AssociationError, ContextNotAccepted) as error:
         return _fail(options, error)

@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from storescp.config import OPTIONS
-from storescp.operator_config import add_option
-from storescp.settings import CONFIG_VARIABLE
+from storescp.operator_config import CONFIG, add_option
 
 RUN = "run"
 
@@ -28,7 +27,7 @@ def add_run_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]
     parser = commands.add_parser(
         RUN, help="start the server, in the foreground, as twistd -n storescp does", add_help=False
     )
-    parser.add_argument("-c", "--config", metavar="FILE", help=f"YAML file; or {CONFIG_VARIABLE}")
+    parser.add_argument("-c", "--config", metavar="FILE", help=CONFIG)
     for option in OPTIONS:
         add_option(parser, option)
 

@@ -56,7 +56,7 @@ OPERATOR = (
         "operator_arguments",
         "operator_output",
     ),
-    *("operator_peer", "operator_run", "operator", "__main__"),
+    *("operator_peer", "operator_health", "operator_run", "operator", "__main__"),
 )
 ADAPTERS = (
     "systemd",
