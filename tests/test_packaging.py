@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import configparser
 import email
-import io
-import json
 import os
 import pathlib
 import re
@@ -16,13 +13,11 @@ import sysconfig
 import tarfile
 import uuid
 import zipfile
-from contextlib import redirect_stdout
 
 from twisted.trial.unittest import SynchronousTestCase
 
 import storescp
 from storescp.config import OPTIONS
-from storescp.operator import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 PLUGIN = "twisted/plugins/storescp_plugin.py"
@@ -149,12 +144,14 @@ class DistributionTests(PackagingTestCase):
             }
         wanted = {
             *code,
+            ".dockerignore",
             "CHANGELOG.rst",
             "LICENSE",
             "README.rst",
             "Makefile",
             "setup.cfg",
             "pyproject.toml",
+            "etc/Containerfile",
             "tools/prepare",
         }
         wanted |= {f"docs/{document}" for document in DOCUMENTS}
@@ -197,30 +194,6 @@ class DistributionTests(PackagingTestCase):
         """The newest changes are those of the version that the package has."""
         versions = re.findall(r"^(\d\S*) \(.+\)\n-+$", (ROOT / "CHANGELOG.rst").read_text(), re.MULTILINE)
         self.assertEqual(versions[:1], [storescp.__version__])
-
-
-class ContainerTests(SynchronousTestCase):
-    """etc/Containerfile; there is no registry of images here to build it from."""
-
-    def test_commands(self) -> None:
-        """What it installs and runs is there: extras, the server's command, and the check of its health."""
-        text = (ROOT / "etc" / "Containerfile").read_text()
-        setup = configparser.ConfigParser()
-        setup.read(ROOT / "setup.cfg")
-        extras = re.search(r"'/src\[(\S+)\]'", text)
-        assert extras is not None
-        self.assertEqual(set(extras[1].split(",")) - set(setup["options.extras_require"]), set())
-        commands = [
-            json.loads(found)
-            for found in re.findall(r"^(?:ENTRYPOINT|HEALTHCHECK.* CMD) (\[.*\])$", text, re.M)
-        ]
-        self.assertEqual({command[0] for command in commands}, {"/opt/storescp/bin/storescp"})
-        self.assertEqual([command[1] for command in commands], ["echo", "run"])
-        self.patch(sys, "argv", list(sys.argv))  # which twistd reads
-        for command in commands:
-            with self.assertRaises(SystemExit) as end, redirect_stdout(io.StringIO()):
-                main([*command[1:], "--help"])
-            self.assertIn(end.exception.code, (0, None))
 
 
 class IdentityTests(SynchronousTestCase):

@@ -97,6 +97,8 @@ class PrepareTests(SynchronousTestCase):
             "rsyslogd",
             "logrotate",
             "haproxy",
+            "podman",
+            "runc",
         )
         for name in (*others, "lmnsd_ossl.so", *filesystems):
             self.program(name, ":")
