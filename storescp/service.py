@@ -33,8 +33,8 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from storescp import __version__
 from storescp.archive import CannotOpen
+from storescp.banner import banner, farewell
 from storescp.config import Config, ConfigError
 from storescp.log_lines import log_again
 from storescp.log_settings import LogLevel, LogLevels
@@ -143,7 +143,7 @@ class StoreSCPService(Service):
         if self._audit is not None:
             self._audit.started()
         # Whoever reads "listening" may stop us at once: not before the reactor runs and takes signals.
-        self._reactor.callWhenRunning(self._banner)
+        self._reactor.callWhenRunning(self._running)
 
     def _start_audit(self) -> None:
         """Have events reported from now on, if anybody wants that. Raises CannotStart."""
@@ -263,71 +263,12 @@ class StoreSCPService(Service):
         with contextlib.suppress(OSError):  # a log that cannot be written stops nobody, here as elsewhere
             self.log_observer.relay(lines)
 
-    def _banner(self) -> None:
+    def _running(self) -> None:
         self.readiness.phase = Phase.RUNNING
-        config = self.config
-        self.log.info(
-            "storescp {version}: AE title {ae_title}, {called} called titles; storing {count} SOP classes"
-            " ({accept}) in {directory}; index {index}",
-            version=__version__,
-            ae_title=config.ae_title,
-            called="other" if not config.check_called_ae else "no other",
-            count=len(config.accept.uids),
-            accept=", ".join(config.accept_names),
-            directory=str(config.storage_dir),
-            index=config.index_db or "none",
+        addresses = [_address(port) + ", TLS" * secure for port, secure in self._ports]
+        banner(
+            self.log, self.config, addresses, _address(self._web_port) if self._web_port is not None else ""
         )
-        self.log.info(
-            "naming {naming}, duplicates {duplicate}, sync {sync}; {workers}at most {max_assoc} associations,"
-            " {max_pending} connections without one; idle timeout {timeout:g} s, ARTIM {artim:g} s;"
-            " PDUs up to {max_pdu} bytes",
-            naming=config.naming.value,
-            duplicate=config.duplicate.value,
-            sync=config.sync.value,
-            workers=f"{config.workers} workers, " if config.workers > 1 else "",
-            max_assoc=config.max_assoc,
-            max_pending=config.max_pending,
-            timeout=config.timeout,
-            artim=config.artim_timeout,
-            max_pdu=config.max_pdu or "unlimited",
-        )
-        access = config.access
-        if access.callers.is_open and not access.auth_required:
-            self.log.info(
-                "any caller may store{but}",
-                but=f", but for {len(access.callers.known)} with rules of their own"
-                if access.callers.known
-                else "",
-            )
-        else:
-            self.log.info(
-                "{count} callers have rules of their own, others {others}; user identity {users}",
-                count=len(access.callers.known),
-                others="are rejected" if access.callers.only_known else "have the default ones",
-                users="required"
-                if access.auth_required
-                else "checked"
-                if access.checks_users
-                else "not checked",
-            )
-        if config.tls is not None:
-            self.log.info(
-                "TLS: profile {profile}, certificate in {certificate}; senders' certificates: {what}, {revoked}",
-                profile=config.tls.profile.value,
-                certificate=str(config.tls.certificate),
-                what=config.tls.client_certificate.value,
-                revoked="looked up in revocation lists" if config.tls.crl else "no revocation lists",
-            )
-        if config.commitment is not None:
-            callers = (access.callers.default, *access.callers.known)
-            self.log.info(
-                "storage commitment: {count} rules for callers say where to report to",
-                count=sum(caller.commitment is not None for caller in callers),
-            )
-        for port, secure in self._ports:
-            self.log.info("listening on {address}", address=_address(port) + ", TLS" * secure)
-        if self._web_port is not None:
-            self.log.info("metrics and page on {address}", address=_address(self._web_port))
         self._systemd.ready()
 
     # -- stop --
@@ -342,7 +283,7 @@ class StoreSCPService(Service):
         ports, self._ports = self._ports, []
         yield gatherResults([maybeDeferred(port.stopListening) for port, _ in ports])
         yield self._crew.stop()
-        self._farewell()
+        farewell(self.log, self._crew.statistics, time.monotonic() - self._began)
         if self._audit is not None:
             self._audit.stopped()
             yield self._audit.stop()
@@ -357,34 +298,6 @@ class StoreSCPService(Service):
             f"{self.readiness.phase.value}: {self._crew.associations} associations,"
             f" {statistics.instances_stored} instances stored, {statistics.instances_failed} failed"
         )
-
-    def _farewell(self) -> None:
-        statistics = self._crew.statistics
-        if statistics.refused or statistics.dropped or statistics.slow or statistics.oversized:
-            self.log.info(
-                "limits: {refused} connections refused, {dropped} dropped without an association,"
-                " {slow} associations too slow, {oversized} instances too large",
-                refused=statistics.refused,
-                dropped=statistics.dropped,
-                slow=statistics.slow,
-                oversized=statistics.oversized,
-            )
-        self.log.info(
-            "stopped after {uptime:.0f} s: {associations} associations ({rejected} rejected, {aborted} aborted),"
-            " {messages} messages, {stored} instances stored ({bytes_stored} bytes), {failed} failed,"
-            " {bytes_received} bytes received",
-            uptime=time.monotonic() - self._began,
-            associations=statistics.associations,
-            rejected=statistics.rejected,
-            aborted=statistics.aborted,
-            messages=statistics.messages,
-            stored=statistics.instances_stored,
-            bytes_stored=statistics.bytes_stored,
-            failed=statistics.instances_failed,
-            bytes_received=statistics.bytes_received,
-        )
-        if reasons := statistics.reasons():
-            self.log.info("rejected for: {reasons}", reasons=reasons)
 
     def take_signals(self) -> None:
         """Have SIGINT and SIGTERM stop the server and the process end with 0; a second one hurries.

@@ -78,7 +78,7 @@ LAYERS = (
         ("reader", "receiver"),
         WORKERS,
         ("metrics", "exposition", "page", "web"),
-        ("service",),
+        ("banner", "service"),
         ("checking", "tap"),
     ),
     OPERATOR,  # loads what is above only where it is asked for: see WithoutTwistedTests
