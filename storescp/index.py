@@ -1,7 +1,7 @@
 """The database of received instances: SQLite, one writer, any number of readers. Blocking; no Twisted.
 
-What belongs here: the transactions that enter and remove instances, look-up, and the counts. The tables are
-described in ``index_schema_2.sql``; whoever searches may open the file beside the running server.
+What belongs here: the transactions that enter and remove instances, look-up, and the counts. The rows are those of
+:mod:`storescp.index_rows`; whoever searches may open the file beside the running server.
 
 Write-ahead logging makes a transaction one append, and leaves the database consistent whenever the process
 dies. The writing of an instance is on the hot path of the server: three statements for a whole batch, one row
@@ -13,15 +13,37 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 from storescp import dataset_head as tags
-from storescp.dataset_head import Head
 from storescp.flushing import sync_path
+from storescp.index_rows import (
+    COUNT,
+    INSERT_INSTANCE,
+    ROW,
+    Counts,
+    InstanceValues,
+    ModalityCounts,
+    ReceivedInstance,
+    Row,
+    Totals,
+    prune,
+    remove_instances,
+    series_of,
+)
 from storescp.index_schema import SCHEMA_VERSION, create_or_upgrade, schema_of
+
+__all__ = [
+    "Counts",
+    "Index",
+    "IndexUnavailable",
+    "ModalityCounts",
+    "ReceivedInstance",
+    "Row",
+    "Totals",
+]
 
 #: Series whose number is remembered, so that their next instances need no look-up; some 2 MiB.
 KNOWN_SERIES = 4096
@@ -42,76 +64,9 @@ _PRAGMAS = """
     PRAGMA cache_size = -16384;
 """
 
-_INSERT_INSTANCE = """
-    INSERT INTO instances (
-        series, sop_instance_uid, sop_class_uid, transfer_syntax_uid, instance_number, number_of_frames,
-        "rows", "columns", size, path, calling_ae_title, received_at, digest
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO NOTHING
-"""
-_ROW = "path, sop_class_uid, sop_instance_uid, transfer_syntax_uid, size, digest"
-_COUNT = "UPDATE series SET instances = instances + ?, bytes = bytes + ? WHERE id = ?"
-
-_Row = tuple[
-    int, str, str, str, int | None, int | None, int | None, int | None, int, str, str, float, str | None
-]  # of instances, as _INSERT_INSTANCE has it
-
 
 class IndexUnavailable(Exception):
     """The database cannot be used at present. The message is one line for the operator."""
-
-
-class ReceivedInstance(NamedTuple):
-    """One stored instance: ``path`` with "/" under the storage directory, ``size`` of the file in bytes,
-    ``received_at`` in POSIX seconds, ``digest`` of the file as "algorithm:hexadecimal".
-    """
-
-    head: Head
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    path: str
-    size: int
-    calling_ae_title: str
-    received_at: float
-    digest: str | None = None
-
-
-class Row(NamedTuple):
-    """What the index knows of one file."""
-
-    path: str
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    size: int
-    digest: str | None
-
-
-class Totals(NamedTuple):
-    """How much there is in the index."""
-
-    patients: int
-    studies: int
-    series: int
-    instances: int
-    bytes: int
-
-
-class ModalityCounts(NamedTuple):
-    """How much there is of a modality; None for series that do not name theirs."""
-
-    modality: str | None
-    series: int
-    instances: int
-    bytes: int
-
-
-class Counts(NamedTuple):
-    """How much there is in a study or series."""
-
-    series: int
-    instances: int
-    bytes: int
 
 
 class Index:
@@ -187,8 +142,8 @@ class Index:
             connection = self._ready()
             try:
                 connection.execute("BEGIN IMMEDIATE")
-                removed = _remove(connection, filter(condition, paths))
-                _prune(connection, removed)
+                removed = remove_instances(connection, filter(condition, paths))
+                prune(connection, removed)
                 connection.execute("COMMIT")
                 self._known.clear()
             finally:
@@ -208,7 +163,7 @@ class Index:
         for start in range(0, len(paths), BATCH):
             part = paths[start : start + BATCH]
             marks = ", ".join("?" * len(part))
-            for row in self._select(f"SELECT {_ROW} FROM instances WHERE path IN ({marks})", *part):
+            for row in self._select(f"SELECT {ROW} FROM instances WHERE path IN ({marks})", *part):
                 found[row[0]] = Row(*row)
         return found
 
@@ -226,7 +181,7 @@ class Index:
                 part = uids[start : start + BATCH]
                 marks = ", ".join("?" * len(part))
                 where = f"id >> 13 = ? AND sop_instance_uid IN ({marks})"
-                for row in self._select(f"SELECT {_ROW} FROM instances WHERE {where}", generation, *part):
+                for row in self._select(f"SELECT {ROW} FROM instances WHERE {where}", generation, *part):
                     yield Row(*row)
 
     def rows(self) -> Iterator[list[Row]]:
@@ -236,7 +191,7 @@ class Index:
         """
         last = -1
         while batch := self._select(
-            f"SELECT {_ROW}, id FROM instances WHERE id > ? ORDER BY id LIMIT {BATCH}", last
+            f"SELECT {ROW}, id FROM instances WHERE id > ? ORDER BY id LIMIT {BATCH}", last
         ):
             last = batch[-1][-1]
             yield [Row(*row[:-1]) for row in batch]
@@ -367,7 +322,7 @@ class Index:
         """Enter *instances* and commit; false, with the transaction open, when a row is not as it was thought to be."""
         known = self._known
         new: dict[tuple[bytes | None, bytes | None], int] = {}
-        rows: list[_Row] = []
+        rows: list[InstanceValues] = []
         for (
             head,
             sop_class_uid,
@@ -383,7 +338,7 @@ class Index:
             key = raw.get(tags.STUDY_INSTANCE_UID), raw.get(tags.SERIES_INSTANCE_UID)
             series = known.get(key) or new.get(key)
             if series is None:
-                series = new[key] = _series(connection, head)
+                series = new[key] = series_of(connection, head)
             rows.append(
                 (
                     series,
@@ -403,134 +358,21 @@ class Index:
             )
         emptied: set[int] = set()
         if replace:
-            emptied = {row[0] for row in rows}.union(_remove(connection, (row[9] for row in rows)))
+            emptied = {row[0] for row in rows}.union(remove_instances(connection, (row[9] for row in rows)))
             rows = list({row[9]: row for row in rows}.values())
         growth: dict[int, list[int]] = {}
         for row in rows:
             count = growth.setdefault(row[0], [0, 0, row[0]])
             count[0] += 1
             count[1] += row[8]
-        if connection.executemany(_INSERT_INSTANCE, rows).rowcount != len(rows):
+        if connection.executemany(INSERT_INSTANCE, rows).rowcount != len(rows):
             return False
-        if connection.executemany(_COUNT, growth.values()).rowcount != len(growth):
+        if connection.executemany(COUNT, growth.values()).rowcount != len(growth):
             return False
-        _prune(connection, emptied)
+        prune(connection, emptied)
         connection.execute("COMMIT")
         if new:
             known.update(new)
             while len(known) > KNOWN_SERIES:
                 del known[next(iter(known))]
         return True
-
-
-def _series(connection: sqlite3.Connection, head: Head) -> int:
-    """The number of the series that *head* belongs to; it is entered if new, and so are study and patient."""
-    study_instance_uid, series_instance_uid = (
-        head.uid(tags.STUDY_INSTANCE_UID),
-        head.uid(tags.SERIES_INSTANCE_UID),
-    )
-    if study_instance_uid is None or series_instance_uid is None:
-        raise ValueError("an instance without Study or Series Instance UID cannot be indexed")
-    text = head.text
-    study = _find(connection, "SELECT id FROM studies WHERE study_instance_uid = ?", study_instance_uid)
-    if study is None:
-        study = _insert(
-            connection,
-            "studies",
-            patient=_patient(connection, head),
-            study_instance_uid=study_instance_uid,
-            study_date=text(tags.STUDY_DATE),
-            study_time=text(tags.STUDY_TIME),
-            study_id=text(tags.STUDY_ID),
-            accession_number=text(tags.ACCESSION_NUMBER),
-            study_description=text(tags.STUDY_DESCRIPTION),
-            referring_physician_name=text(tags.REFERRING_PHYSICIAN_NAME),
-        )
-    series = _find(
-        connection,
-        "SELECT id FROM series WHERE study = ? AND series_instance_uid = ?",
-        study,
-        series_instance_uid,
-    )
-    if series is None:
-        series = _insert(
-            connection,
-            "series",
-            study=study,
-            series_instance_uid=series_instance_uid,
-            series_number=head.integer(tags.SERIES_NUMBER),
-            modality=text(tags.MODALITY),
-            series_description=text(tags.SERIES_DESCRIPTION),
-            body_part_examined=text(tags.BODY_PART_EXAMINED),
-            station_name=text(tags.STATION_NAME),
-        )
-    return series
-
-
-def _patient(connection: sqlite3.Connection, head: Head) -> int:
-    patient_id = head.text(tags.PATIENT_ID)
-    issuer = head.text(tags.ISSUER_OF_PATIENT_ID) or ""
-    patient = None
-    if patient_id is not None:
-        patient = _find(
-            connection,
-            "SELECT id FROM patients WHERE patient_id = ? AND issuer_of_patient_id = ?",
-            patient_id,
-            issuer,
-        )
-    if patient is None:
-        patient = _insert(
-            connection,
-            "patients",
-            patient_id=patient_id,
-            issuer_of_patient_id=issuer,
-            patient_name=head.text(tags.PATIENT_NAME),
-            patient_birth_date=head.text(tags.PATIENT_BIRTH_DATE),
-            patient_sex=head.text(tags.PATIENT_SEX),
-        )
-    return patient
-
-
-def _remove(connection: sqlite3.Connection, paths: Iterable[str]) -> Counter[int]:
-    """Remove the instances at *paths*; returns how many, by series."""
-    removed: Counter[int] = Counter()
-    for path in paths:
-        for series, size in connection.execute(
-            "DELETE FROM instances WHERE path = ? RETURNING series, size", (path,)
-        ).fetchall():
-            connection.execute(_COUNT, (-1, -size, series))
-            removed[series] += 1
-    return removed
-
-
-def _prune(connection: sqlite3.Connection, series: Iterable[int]) -> None:
-    """Remove those of *series* that nothing is left of, and the study and the patient above likewise."""
-    for number in series:
-        study = _find(connection, "DELETE FROM series WHERE id = ? AND instances = 0 RETURNING study", number)
-        if study is not None:
-            patient = _find(
-                connection,
-                "DELETE FROM studies WHERE id = ?"
-                " AND NOT EXISTS (SELECT 1 FROM series WHERE study = studies.id) RETURNING patient",
-                study,
-            )
-            connection.execute(
-                "DELETE FROM patients WHERE id = ?"
-                " AND NOT EXISTS (SELECT 1 FROM studies WHERE patient = patients.id)",
-                (patient,),
-            )
-
-
-def _find(connection: sqlite3.Connection, statement: str, *values: str | int) -> int | None:
-    """The only number that *statement* yields, if any."""
-    rows: list[tuple[int]] = connection.execute(statement, values).fetchall()
-    return rows[0][0] if rows else None
-
-
-def _insert(connection: sqlite3.Connection, table: str, **values: str | int | None) -> int:
-    """Insert a row, and return its number."""
-    names, marks = ", ".join(values), ", ".join("?" * len(values))
-    statement = f"INSERT INTO {table} ({names}) VALUES ({marks})"  # the names are this module's own
-    number = connection.execute(statement, tuple(values.values())).lastrowid
-    assert number is not None
-    return number

@@ -848,7 +848,7 @@ class OpenTests(IndexTestCase):
             "from storescp import index\n"
             "database = index.Index(sys.argv[1])\n"
             "database.add([instance('a'), instance('b')])\n"
-            "index._prune = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "index.prune = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
             "database.add([instance('c'), instance('d', series='1.2')])\n"
         )
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

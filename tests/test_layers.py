@@ -30,11 +30,12 @@ PURE = (
 )
 BLOCKING = (
     *("beneath", "config_modes"),
-    *("flushing", "part10", "index_schema", "index", "stored_file", "space", "tls_settings", "credentials"),
+    *("flushing", "part10", "index_schema", "index_rows", "index", "stored_file", "space"),
+    *("tls_settings", "credentials"),
     *("audit_settings", "log_settings"),
     *("config_file", "option_values", "settings", "config_callers", "config_access", "config_tls"),
-    "config_limits",
     *(
+        "config_limits",
         "config_logs",
         "config_negotiation",
         "config_web",
