@@ -22,9 +22,12 @@ T = TypeVar("T")
 #: What the name of an option's environment variable begins with: STORESCP_MAX_ASSOC.
 PREFIX: Final = "STORESCP_"
 
-#: Variables with that prefix which are no options: the file's name, and the passcode of the operator's command.
+#: Variables with that prefix which are no options: the file's name, the passcode of the operator's command, and what
+#: etc/supervisord.conf wants.
 CONFIG_VARIABLE: Final = "STORESCP_CONFIG"
-RESERVED: Final = frozenset((CONFIG_VARIABLE, "STORESCP_PASSWORD"))
+RESERVED: Final = frozenset(
+    (CONFIG_VARIABLE, "STORESCP_PASSWORD", "STORESCP_VENV", "STORESCP_HOME", "STORESCP_OPTIONS")
+)
 
 # What Kubernetes and Docker tell the containers beside a service of our name: STORESCP_SERVICE_HOST,
 # STORESCP_PORT_11112_TCP, and STORESCP_PORT with the value tcp://10.0.0.1:11112.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.config import OPTIONS, ConfigError, configured, gathered, load
 from storescp.settings import Source, unknown_variables, variable
-from tests.server import Server, environment, run_twistd, temporary_directory
+from tests.server import ROOT, Server, environment, run_twistd, temporary_directory
 
 
 class EnvironmentTests(SynchronousTestCase):
@@ -119,6 +120,9 @@ class EnvironmentTests(SynchronousTestCase):
             "STORESCP_PORT": "1",
             "HOME": "",
         }
+        supervisord = re.findall(r"ENV_(STORESCP_\w+)", (ROOT / "etc" / "supervisord.conf").read_text())
+        variables |= dict.fromkeys(supervisord, "x")
+        self.assertEqual(len(variables), 8)
         self.assertEqual(
             unknown_variables(OPTIONS, variables),
             ["'STORESCP_MAX_ASOC' names no option, and is ignored (nearest known: STORESCP_MAX_ASSOC)"],
@@ -162,7 +166,7 @@ class ProgramTests(SynchronousTestCase):
         )
         self.assertEqual(
             (result.returncode, result.stderr),
-            (1, f"storescp: storage directory {home}/nowhere: no such directory\n"),
+            (1, f"storescp: storage directory {home}/nowhere/: No such file or directory\n"),
         )
 
 
