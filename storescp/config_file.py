@@ -13,6 +13,13 @@ MAX_FILE_SIZE: Final = 1 << 20
 #: From so many bytes on libyaml reads it, where PyYAML has that: ten times as fast, for a server that runs meanwhile.
 LARGE: Final = 1 << 15
 
+#: What the commonest mistakes are that YAML complains of in these words.
+_COMMON: Final = {
+    "found character '\\t'": " (indent with spaces, not with tabs)",
+    "mapping values": " (is there a space after each colon, and is the indentation right?)",
+    "could not find expected ':'": " (is there a colon, and a space after it?)",
+}
+
 
 class ConfigError(Exception):
     """A mistake of the operator's. str() is one line: the place, what was expected there, what was got."""
@@ -41,7 +48,8 @@ def composed_text(content: str | bytes, where: str) -> yaml.Node | None:
         return yaml.compose(content, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         place = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{where}{place}: expected YAML, got: {error.problem!r:.120}") from None
+        hint = next((hint for words, hint in _COMMON.items() if str(error.problem).startswith(words)), "")
+        raise ConfigError(f"{where}{place}: expected YAML, got: {error.problem!r:.120}{hint}") from None
     except yaml.reader.ReaderError as error:
         raise ConfigError(f"{where}: expected YAML, got at byte {error.position}: {error.reason}") from None
     # The composer recurses, and lets int() and chr() judge some escapes and directives.

@@ -462,7 +462,18 @@ class FileTests(_TestCase):
     def test_broken_yaml(self) -> None:
         """What is no YAML is one line, with the line's number where there is one."""
         for content, start in (
-            ("port: 1\n\tx: 2", ":2: expected YAML, got: "),
+            (
+                "port: 1\n\tx: 2",
+                ":2: expected YAML, got: \"found character '\\\\t' that cannot start any token\" (indent with spaces",
+            ),
+            (
+                "port:1\nae-title: X",
+                ":2: expected YAML, got: 'mapping values are not allowed here' (is there a space after",
+            ),
+            (
+                "port: 1\nae-title X\n",
+                ":3: expected YAML, got: \"could not find expected ':'\" (is there a colon",
+            ),
             ("port: [1", ":1: expected YAML, got: "),
             ("port: *nobody", ":1: expected YAML, got: "),
             ("port: 1\n---\nport: 2", ":2: expected YAML, got: "),
