@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from storescp import dataset_head as tags
+from storescp.part10 import PRIVATE_DIRECTORY
 from storescp.pdu import UserIdentity
 from storescp.scu import MAX_CONTEXTS, SCU, Response
 from storescp.scu_errors import AssociationError, ContextNotAccepted
@@ -369,7 +370,8 @@ def _walk(paths: Iterable[str], fail: Callable[[str, str], None]) -> Iterator[st
         for directory, directories, names in os.walk(
             path, onerror=lambda error: fail(error.filename, _reason(error))
         ):
-            directories.sort()
+            # A server's own directory, below its storage directory, has nothing that is whole.
+            directories[:] = sorted(set(directories) - {PRIVATE_DIRECTORY})
             yield from (os.path.join(directory, name) for name in sorted(names))
 
 

@@ -32,7 +32,7 @@ class SendTests(SynchronousTestCase):
     ) -> pathlib.Path:
         """A file with an instance."""
         path = self.directory / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         data_set = instance(uid, sop_class=sop_class, pixels=pixels)
         path.write_bytes(FileMeta(sop_class, syntax, "A", "B").encode(uid) + data_set)
         return path
@@ -63,7 +63,8 @@ class SendTests(SynchronousTestCase):
         return script
 
     def test_success(self) -> None:
-        """Files and all below directories are sent in order on one association; the exit status is 0."""
+        """Files and all below directories, but a server's own, go in order on one association; exit status 0."""
+        self.file("c/.storescp/1", "1.9")
         files = [self.file("b", "1.2"), self.file("c/2", "1.4"), self.file("c/1", "1.3", syntax=IMPLICIT)]
         peer = Peer(self, self.storing([0, 0, 0]))
         code, out, err = self.send(peer, files[0], self.directory / "c", "--calling", "ME", "--called", "YOU")
