@@ -58,6 +58,12 @@ class Options(usage.Options, AuthOptionMixin):
         except (usage.UsageError, ConfigError) as error:
             _give_up(str(error))
 
+    def parseArgs(self, *arguments: str) -> None:
+        """There are none besides the options: a port is often given as one."""
+        if arguments:
+            given = f"--port {arguments[0]}" if arguments[0].isdecimal() else "options only"
+            raise usage.UsageError(f"expected {given}, got {arguments[0]!r:.60}")
+
     def gather(self) -> Settings:
         """What the command line, the environment and the file say at the moment. Raises ConfigError."""
         given = {

@@ -27,12 +27,15 @@ class RunTests(SynchronousTestCase):
         server.stop()
 
     def test_mistake(self) -> None:
-        """A mistake is one line and exit status 1."""
-        done = subprocess.run(
-            storescp_run("--port", "x"), env=environment(), capture_output=True, text=True, timeout=30
-        )
-        self.assertEqual(done.returncode, 1)
-        self.assertEqual(done.stderr, "storescp: --port: expected a port from 1 to 65535, got 'x'\n")
+        """A mistake is one line and exit status 1, also a port where DCMTK has it."""
+        for arguments, expected in (
+            (("--port", "x"), "--port: expected a port from 1 to 65535, got 'x'"),
+            (("11112",), "expected --port 11112, got '11112'"),
+        ):
+            done = subprocess.run(
+                storescp_run(*arguments), env=environment(), capture_output=True, text=True, timeout=30
+            )
+            self.assertEqual((done.returncode, done.stderr), (1, f"storescp: {expected}\n"))
 
 
 class CompletionTests(SynchronousTestCase):
