@@ -6,6 +6,7 @@ import pathlib
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.faults.disks import tmpfs
 from tests.faults.load import Violation
 from tests.faults.power import power_cuts
 
@@ -46,3 +47,14 @@ class PowerLossTests(SynchronousTestCase):
     def tearDown(self) -> None:
         """Nothing stays mounted that was mounted here."""
         self.addCleanup(self.assertNotIn, "storescp-", pathlib.Path("/proc/mounts").read_text)
+
+
+class MountTests(SynchronousTestCase):
+    """The file systems of these tests."""
+
+    def test_private(self) -> None:
+        """Nobody but who mounted them sees them: no copy, such as a container takes, can outlive one."""
+        directory = str(tmpfs(self, "size=1m"))
+        own, others = (pathlib.Path(f"/proc/{process}/mounts").read_text() for process in ("self", 1))
+        self.assertIn(directory, own)
+        self.assertNotIn(directory, others)

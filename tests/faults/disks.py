@@ -1,7 +1,9 @@
-"""File systems for tests, mounted and unmounted again whatever happens. Only root can."""
+"""File systems for tests, mounted for these alone and unmounted again whatever happens. Only root can."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import pathlib
 import subprocess
@@ -33,10 +35,25 @@ def command(*arguments: object, ok: tuple[int, ...] = (0,)) -> None:
         raise AssertionError(f"{' '.join(map(str, arguments))}: exit code {done.returncode}\n{done.stdout}")
 
 
+@functools.cache
+def _among_ourselves() -> None:
+    """Mounts are to be seen by this process, and by those that it starts, alone: unshare(2).
+
+    Who makes a name space of mounts elsewhere, as every container does, has a copy of all that are mounted at that
+    moment. They would outlive our unmounting, and the next one of the same image would be what they remember of it.
+    """
+    clone_newns = 0x00020000
+    if ctypes.CDLL(None, use_errno=True).unshare(clone_newns):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    command("mount", "--make-rprivate", "/")
+
+
 class Mount:
     """What *arguments* of mount(8) put on *directory*, until :meth:`unmount` or the end of the test."""
 
     def __init__(self, case: SynchronousTestCase, directory: pathlib.Path, *arguments: object) -> None:
+        _among_ourselves()
         directory.mkdir(exist_ok=True)
         command("mount", *arguments, directory)
         self.directory = directory
