@@ -216,6 +216,11 @@ class IdentityTests(SynchronousTestCase):
 class ReadmeTests(SynchronousTestCase):
     """What the README promises about the command line."""
 
+    def test_first_image(self) -> None:
+        """The image that it has one send is there."""
+        (path,) = re.findall(r"\.venv/(\S+\.dcm)", (ROOT / "README.rst").read_text())
+        self.assertEqual(len(list(pathlib.Path(sys.prefix).glob(path))), 1)
+
     def test_options(self) -> None:
         """What its table has of the options has the right short form and default, and the right order."""
         readme = (ROOT / "README.rst").read_text()
