@@ -9,11 +9,13 @@ import re
 import shlex
 import subprocess
 
+import yaml
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from twisted.trial.unittest import SynchronousTestCase
 
 import storescp
+from storescp.config import load
 from tests.container import Podman, base_archive, pip_variables
 from tests.server import ROOT, STOPPED
 from tests.test_documents import blocks
@@ -90,6 +92,23 @@ class ContainerTests(SynchronousTestCase):
     def test_guide(self) -> None:
         """docs/guides/containers.rst begins with the commands of the Containerfile."""
         self.assertEqual(blocks("guides/containers.rst")[0].splitlines(), COMMANDS)
+
+    def test_pod(self) -> None:
+        """The pod of the guide has the ports, the volume and the user of the image, and time to stop."""
+        guide = (ROOT / "docs" / "guides" / "containers.rst").read_text()
+        block = re.search(r"code-block:: yaml\n\n((?:    .*\n|\n)+)", guide)
+        assert block is not None
+        pod = yaml.safe_load(block[1])["spec"]
+        (server,) = pod["containers"]
+        config = load(None, {}, {entry["name"]: entry["value"] for entry in server["env"]})
+        self.assertEqual(config.http, f"tcp:{server['livenessProbe']['httpGet']['port']}")
+        self.assertEqual(
+            server["livenessProbe"]["httpGet"]["port"], server["readinessProbe"]["httpGet"]["port"]
+        )
+        self.assertEqual(config.listen, (f"tcp:{server['ports'][0]['containerPort']}",))
+        self.assertGreater(pod["terminationGracePeriodSeconds"], config.stop_timeout)
+        self.assertIn(f"\nVOLUME {server['volumeMounts'][0]['mountPath']}\n", TEXT)
+        self.assertIn(f"\nUSER 11112:{pod['securityContext']['fsGroup']}\n", TEXT)
 
     def test_life(self) -> None:
         """It is built, stores on its volume, is healthy, stops in good order; another one goes on, locked in."""
