@@ -83,29 +83,6 @@ def run(program: str, *arguments: object, **variables: str) -> subprocess.Comple
     )
 
 
-def start_orthanc(case: SynchronousTestCase, home: pathlib.Path, **variables: str) -> subprocess.Popen[str]:
-    """Orthanc with the settings in *home*, ``orthanc.json``, once it has started; *variables* join its environment."""
-    paths = environment() | variables
-    program = shutil.which("Orthanc", path=f"{paths['PATH']}:/usr/sbin:/usr/bin")
-    assert program is not None, "Orthanc is not installed"
-    process = subprocess.Popen(
-        [program, home / "orthanc.json"],
-        cwd=home,
-        env=paths,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stderr is not None
-    said = ""
-    for line in process.stderr:
-        said += line
-        if "Orthanc has started" in line:
-            return process
-    process.communicate(timeout=DEADLINE)
-    case.fail(said)
-
-
 def twistd(*options: object, main: tuple[str, ...] = ("--pidfile=", "-n")) -> list[str | pathlib.Path]:
     """The command line that starts the server; *main* are twistd's own options."""
     return [pathlib.Path(sys.executable).parent / "twistd", *main, "storescp", *map(str, options)]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import queue
 import signal
 import sqlite3
 import ssl
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,8 +20,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from tests.faults.injected import Strace
+from tests.orthanc import Orthanc
 from tests.pki import Authority
-from tests.server import DEADLINE, Server, free_port, run, start_orthanc, temporary_directory
+from tests.server import DEADLINE, Server, free_port, run, temporary_directory
 from tests.test_end_to_end import DATA
 from tests.test_workers import workers_of
 
@@ -474,56 +473,31 @@ class OrthancTests(_TestCase):
 
     def test_restart(self) -> None:
         """Orthanc sends, asks, and gets its report after the server was killed and started again in between."""
-        http, dicom, home = free_port(), free_port(), temporary_directory(self)
+        dicom = free_port()
         self.modality.port = dicom
         server = Server(
             self, *self.options(f"127.0.0.1:{dicom}"), "--commitment-delay", "600", "--ae-title", "ARCHIVE"
         )
-        settings = {
-            "StorageDirectory": str(home / "db"),
-            "IndexDirectory": str(home / "db"),
-            "DicomAet": "CT1",
-            "DicomPort": dicom,
-            "HttpPort": http,
-            "RemoteAccessAllowed": False,
-            "AuthenticationEnabled": False,
-            "Plugins": [],
-            "DicomModalities": {"archive": {"AET": "ARCHIVE", "Host": "127.0.0.1", "Port": server.port}},
-        }
-        (home / "orthanc.json").write_text(json.dumps(settings))
-        orthanc = start_orthanc(self, home)
-        try:
-
-            def rest(path: str, data: bytes | None = None) -> dict[str, Any]:
-                request = urllib.request.Request(f"http://127.0.0.1:{http}/{path}", data)
-                with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
-                    content: dict[str, Any] = json.load(answer)
-                return content
-
-            instance = rest("instances", CT.read_bytes())["ID"]
-            stored = rest("modalities/archive/store", json.dumps([instance]).encode())
-            self.assertEqual((stored["InstancesCount"], stored["FailedInstancesCount"]), (1, 0))
-            asked = json.dumps({"DicomInstances": [[CT_IMAGE_STORAGE, CT_UID], [CT_IMAGE_STORAGE, "1.2.3"]]})
-            transaction = rest("modalities/archive/storage-commitment", asked.encode())["ID"]
-            self.assertEqual(rest(f"storage-commitment/{transaction}")["Status"], "Pending")
-            server.kill()
-            again = Server(
-                self,
-                *self.options(f"127.0.0.1:{dicom}"),
-                "--storage-dir",
-                server.storage,
-                "--ae-title",
-                "ARCHIVE",
-            )
-            again.wait_for(r"reported to CT1 at \S+: 1 of 2 instances committed, 1 x 0112H")
-            report = rest(f"storage-commitment/{transaction}")
-            self.assertEqual((report["Status"], report["RemoteAET"]), ("Failure", "ARCHIVE"))
-            self.assertEqual([item["SOPInstanceUID"] for item in report["Success"]], [CT_UID])
-            self.assertEqual(
-                [(item["SOPInstanceUID"], item["FailureReason"]) for item in report["Failures"]],
-                [("1.2.3", 0x0112)],
-            )
-            again.stop()
-        finally:
-            orthanc.terminate()
-            orthanc.communicate(timeout=DEADLINE)
+        modality = {"AET": "ARCHIVE", "Host": "127.0.0.1", "Port": server.port}
+        orthanc = Orthanc(self, {"archive": modality}, DicomAet="CT1", DicomPort=dicom)
+        orthanc.store("archive", CT)
+        transaction = orthanc.ask("archive", (CT_IMAGE_STORAGE, CT_UID), (CT_IMAGE_STORAGE, "1.2.3"))
+        self.assertEqual(orthanc.rest(f"storage-commitment/{transaction}")["Status"], "Pending")
+        server.kill()
+        again = Server(
+            self,
+            *self.options(f"127.0.0.1:{dicom}"),
+            "--storage-dir",
+            server.storage,
+            "--ae-title",
+            "ARCHIVE",
+        )
+        again.wait_for(r"reported to CT1 at \S+: 1 of 2 instances committed, 1 x 0112H")
+        report = orthanc.rest(f"storage-commitment/{transaction}")
+        self.assertEqual((report["Status"], report["RemoteAET"]), ("Failure", "ARCHIVE"))
+        self.assertEqual([item["SOPInstanceUID"] for item in report["Success"]], [CT_UID])
+        self.assertEqual(
+            [(item["SOPInstanceUID"], item["FailureReason"]) for item in report["Failures"]],
+            [("1.2.3", 0x0112)],
+        )
+        again.stop()

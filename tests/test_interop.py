@@ -11,7 +11,6 @@ import pathlib
 import re
 import ssl
 import sys
-import urllib.request
 from collections.abc import Sequence
 from typing import ClassVar, Final, TypeAlias
 
@@ -31,17 +30,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.extended_negotiation import ExtendedNegotiation, OperationsWindow, RoleSelection
 from storescp.pdu import AAbort, AReleaseRQ
 from storescp.sop_classes import STORAGE_SOP_CLASSES
+from tests import orthanc
 from tests.pki import Authority
 from tests.raw_scu import CT, EXPLICIT
 from tests.recorder import Recorder
 from tests.server import (
-    DEADLINE,
     ROOT,
     Server,
     data_set_of,
     free_port,
     run,
-    start_orthanc,
     temporary_directory,
 )
 from tests.test_commitment_end_to_end import Modality
@@ -404,46 +402,20 @@ class Orthanc(Cells):
     def __init__(self, case: SynchronousTestCase) -> None:
         super().__init__(case)
         certificate, key = self.authority.issue("orthanc")
-        self._http = free_port()
         modality = {"AET": "STORESCP", "Host": "127.0.0.1", "Port": self.recorder.port}
-        (self.home / "orthanc.json").write_text(
-            json.dumps(
-                {
-                    "StorageDirectory": str(self.home / "db"),
-                    "IndexDirectory": str(self.home / "db"),
-                    "DicomAet": "ORTHANC",
-                    "DicomPort": self.report_port,
-                    "HttpPort": self._http,
-                    "RemoteAccessAllowed": False,
-                    "AuthenticationEnabled": False,
-                    "Plugins": [],
-                    "DicomAssociationCloseDelay": 0,
-                    "DicomTlsCertificate": str(certificate),
-                    "DicomTlsPrivateKey": str(key),
-                    "DicomTlsTrustedCertificates": str(self.authority.file),
-                    "DicomModalities": {
-                        "clear": modality,
-                        "tls": {**modality, "Port": self.tls_port, "UseDicomTls": True},
-                    },
-                }
-            )
+        self._orthanc = orthanc.Orthanc(
+            case,
+            {"clear": modality, "tls": {**modality, "Port": self.tls_port, "UseDicomTls": True}},
+            DicomAet="ORTHANC",
+            DicomPort=self.report_port,
+            DicomTlsCertificate=str(certificate),
+            DicomTlsPrivateKey=str(key),
+            DicomTlsTrustedCertificates=str(self.authority.file),
         )
-        process = start_orthanc(case, self.home, TCP_NODELAY="1")
-        case.addCleanup(process.communicate, timeout=DEADLINE)
-        case.addCleanup(process.terminate)
-
-    def rest(self, path: str, data: bytes | None = None) -> dict[str, object]:
-        """Ask its REST interface for something."""
-        request = urllib.request.Request(f"http://127.0.0.1:{self._http}/{path}", data)
-        with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
-            content: dict[str, object] = json.load(answer)
-        return content
 
     def store(self, *paths: pathlib.Path, modality: str = "clear") -> None:
         """Give it these files, and have it send them."""
-        instances = [self.rest("instances", path.read_bytes())["ID"] for path in paths]
-        answer = self.rest(f"modalities/{modality}/store", json.dumps(instances).encode())
-        self.case.assertEqual((answer["InstancesCount"], answer["FailedInstancesCount"]), (len(paths), 0))
+        self._orthanc.store(modality, *paths)
 
     def tls(self) -> None:
         self.store(DATA / "CT_small.dcm", modality="tls")
@@ -451,10 +423,9 @@ class Orthanc(Cells):
 
     def commitment(self) -> None:
         self.store(DATA / "CT_small.dcm")
-        asked = json.dumps({"DicomInstances": [[CT, CT_UID]]})
-        transaction = self.rest("modalities/clear/storage-commitment", asked.encode())["ID"]
+        transaction = self._orthanc.ask("clear", (CT, CT_UID))
         self.is_committed()
-        self.case.assertEqual(self.rest(f"storage-commitment/{transaction}")["Status"], "Success")
+        self.case.assertEqual(self._orthanc.rest(f"storage-commitment/{transaction}")["Status"], "Success")
 
 
 class DcmjsDimse(Cells):

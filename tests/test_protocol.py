@@ -154,13 +154,17 @@ class TimerTests(SynchronousTestCase):
         peer.clock.advance(30)
         self.assertFalse(peer.is_open)
 
-    def test_idle(self) -> None:
-        """An association on which nothing happens is aborted after the timeout, and then closed."""
-        peer = self.world.associated()
+    def assert_idle_from_now(self, peer: Conversation) -> None:
+        """When the timeout, 100 s, has passed, the peer is told of it, and no sooner."""
         self.world.clock.advance(99.9)
         self.assertEqual(peer.heard(), [])
         self.world.clock.advance(0.1)
         self.assertEqual(peer.heard(), ABORTED_BY_USER)
+
+    def test_idle(self) -> None:
+        """An association on which nothing happens is aborted after the timeout, and then closed."""
+        peer = self.world.associated()
+        self.assert_idle_from_now(peer)
         self.world.clock.advance(30)
         self.assertFalse(peer.is_open)
 
@@ -173,10 +177,7 @@ class TimerTests(SynchronousTestCase):
             peer.echo()
             self.assertEqual(peer.statuses(), [0])
             self.assertEqual(len(self.world.clock.getDelayedCalls()), calls)
-        self.world.clock.advance(99.9)
-        self.assertEqual(peer.heard(), [])
-        self.world.clock.advance(0.1)
-        self.assertEqual(peer.heard(), ABORTED_BY_USER)
+        self.assert_idle_from_now(peer)
 
     def test_half_a_message_is_idle(self) -> None:
         """A peer that stops in the middle of a data set is idle, and the instance is cancelled."""
@@ -194,10 +195,7 @@ class TimerTests(SynchronousTestCase):
         self.world.clock.pump([50] * 5)
         self.world.memory.instances[0].end()
         self.assertEqual(peer.statuses(), [0])
-        self.world.clock.advance(99.9)
-        self.assertEqual(peer.heard(), [])
-        self.world.clock.advance(0.1)
-        self.assertEqual(peer.heard(), ABORTED_BY_USER)
+        self.assert_idle_from_now(peer)
 
     def test_not_idle_while_not_read(self) -> None:
         """Nor is the time in which we do not read because storage is slow."""
@@ -208,10 +206,7 @@ class TimerTests(SynchronousTestCase):
         self.assertFalse(peer.transport.is_reading)
         self.world.clock.pump([50] * 5)
         self.world.memory.instances[0].written()
-        self.world.clock.advance(99.9)
-        self.assertEqual(peer.heard(), [])
-        self.world.clock.advance(0.1)
-        self.assertEqual(peer.heard(), ABORTED_BY_USER)
+        self.assert_idle_from_now(peer)
 
     def test_no_timeout(self) -> None:
         """A timeout of 0 is none."""

@@ -76,6 +76,16 @@ IN_NO_GROUP = {
 }
 
 
+def python(script: str) -> subprocess.CompletedProcess[str]:
+    """Run it in an interpreter of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+
+
 class StorageSOPClassTests(SynchronousTestCase):
     """STORAGE_SOP_CLASSES and MODALITY_GROUPS."""
 
@@ -180,12 +190,7 @@ class StorageSOPClassTests(SynchronousTestCase):
             "import sys, storescp.sop_classes; names = {name.split('.')[0] for name in sys.modules}; "
             "print(names & {'twisted', 'numpy', 'pydicom', 'yaml'})"
         )
-        ran = subprocess.run(
-            [sys.executable, "-c", script],
-            capture_output=True,
-            text=True,
-            env={"PYTHONPATH": ":".join(sys.path)},
-        )
+        ran = python(script)
         self.assertEqual((ran.stdout.strip(), ran.stderr), ("set()", ""))
 
 
@@ -204,12 +209,7 @@ class TransferSyntaxTests(SynchronousTestCase):
             "print(*sorted(registered - TRANSFER_SYNTAXES.keys()))\n"
             "print(*TRANSFER_SYNTAXES.keys() - registered, *set(AllTransferSyntaxes) - TRANSFER_SYNTAXES.keys())\n"
         )
-        ran = subprocess.run(
-            [sys.executable, "-c", script],
-            capture_output=True,
-            text=True,
-            env={"PYTHONPATH": ":".join(sys.path)},
-        )
+        ran = python(script)
         self.assertEqual(
             (ran.stdout, ran.stderr),
             ("1.2.840.10008.1.2.6.1 1.2.840.10008.1.2.6.2 1.2.840.10008.1.20\n\n", ""),

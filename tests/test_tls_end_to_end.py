@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -14,13 +13,13 @@ import ssl
 import subprocess
 import sys
 import time
-import urllib.request
 
 from pynetdicom import AE
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.pdu import AAssociateAC, AAssociateRJ
 from storescp.sop_classes import VERIFICATION
+from tests.orthanc import Orthanc
 from tests.pki import Authority
 from tests.raw_scu import RawSCU, instance
 from tests.server import (
@@ -28,10 +27,8 @@ from tests.server import (
     ROOT,
     Server,
     environment,
-    free_port,
     run,
     run_twistd,
-    start_orthanc,
     temporary_directory,
 )
 from tests.test_end_to_end import DATA
@@ -190,47 +187,16 @@ class SendersTests(_TestCase):
         """Orthanc as a sender, by DicomTls, stores an image that came in by its REST interface."""
         server = self.start()
         certificate, key = self.authority.issue("orthanc")
-        port, home = free_port(), temporary_directory(self)
-        (home / "orthanc.json").write_text(
-            json.dumps(
-                {
-                    "StorageDirectory": str(home / "db"),
-                    "IndexDirectory": str(home / "db"),
-                    "DicomServerEnabled": False,
-                    "HttpPort": port,
-                    "RemoteAccessAllowed": False,
-                    "AuthenticationEnabled": False,
-                    "Plugins": [],
-                    "DicomTlsEnabled": False,
-                    "DicomTlsCertificate": str(certificate),
-                    "DicomTlsPrivateKey": str(key),
-                    "DicomTlsTrustedCertificates": str(self.authority.file),
-                    "DicomModalities": {
-                        "archive": {
-                            "AET": "STORESCP",
-                            "Host": "127.0.0.1",
-                            "Port": server.port,
-                            "UseDicomTls": True,
-                        }
-                    },
-                }
-            )
+        modality = {"AET": "STORESCP", "Host": "127.0.0.1", "Port": server.port, "UseDicomTls": True}
+        orthanc = Orthanc(
+            self,
+            {"archive": modality},
+            DicomServerEnabled=False,
+            DicomTlsCertificate=str(certificate),
+            DicomTlsPrivateKey=str(key),
+            DicomTlsTrustedCertificates=str(self.authority.file),
         )
-        orthanc = start_orthanc(self, home)
-        try:
-
-            def post(path: str, data: bytes) -> dict[str, object]:
-                request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", data)
-                with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
-                    content: dict[str, object] = json.load(answer)
-                return content
-
-            instance = post("instances", CT.read_bytes())["ID"]
-            answer = post("modalities/archive/store", json.dumps([instance]).encode())
-            self.assertEqual((answer["InstancesCount"], answer["FailedInstancesCount"]), (1, 0))
-        finally:
-            orthanc.terminate()
-            orthanc.communicate(timeout=DEADLINE)
+        orthanc.store("archive", CT)
         server.wait_for("certificate 'CN=orthanc,O=Hospital'")
         self.assertEqual(server.stop()["stored"], 1)
 
