@@ -45,6 +45,7 @@ from storescp.operator_output import (
 )
 from storescp.operator_peer import add_commands as add_peer_commands
 from storescp.operator_run import RUN, CannotComplete, add_completion_parser, add_run_parser, run
+from storescp.priorities import complain
 from storescp.settings import CONFIG_VARIABLE
 from storescp.space import size_text
 
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(why: str) -> int:
-    print(f"storescp: {why}", file=sys.stderr)
+    complain(why)
     return 1
 
 

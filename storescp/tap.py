@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 from storescp import __version__
 from storescp.config import OPTIONS, ConfigError, configured, gathered
 from storescp.log_files import BadLog, observer_for_twistd
+from storescp.priorities import complain
 from storescp.reloading import Reloading
 from storescp.service import CannotStart, StoreSCPService
 from storescp.settings import CONFIG_VARIABLE, Settings, unknown_variables
@@ -121,7 +122,7 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: Trac
     learns of it) and comes out here: one line, and Python exits with 1.
     """
     if isinstance(error, CannotStart):
-        print(f"storescp: {error}", file=sys.__stderr__)
+        complain(str(error), sys.__stderr__)
     else:
         sys.__excepthook__(kind, error, traceback)
 
@@ -137,5 +138,5 @@ def _excepthook_of_daemon(
 
 
 def _give_up(error: object) -> NoReturn:
-    print(f"storescp: {error}", file=sys.__stderr__)
+    complain(str(error), sys.__stderr__)
     sys.exit(1)
