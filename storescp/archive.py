@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
+import stat
 from collections.abc import Sequence
 
 from storescp.beneath import SymbolicLink
@@ -83,6 +85,9 @@ class Archive:
                 line = f"the storage directory {str(root)!r} cannot be written: {error.strerror}"
                 if isinstance(error, SymbolicLink):
                     line += f": {error.filename!r}"
+                mode = config.modes.directory or 0
+                if error.errno == errno.EPERM and mode & stat.S_ISGID:
+                    line += f": directory-mode {mode:o} wants RestrictSUIDSGID=no of systemd, or chmod g+s by root"
                 raise CannotOpen(line) from None
             except IndexUnavailable as error:
                 raise CannotOpen(f"{error}{_if_full(config.index_db)}") from None

@@ -215,7 +215,8 @@ def make_directory(name: str, mode: int | None, above: int | None = None) -> int
     except FileExistsError:
         mode = None
     descriptor = os.open(name, _DIRECTORY, dir_fd=above)
-    if mode is not None:
+    # Where the bit for the group is handed on, it need not be set: a sandbox may forbid that.
+    if mode is not None and stat.S_IMODE(os.fstat(descriptor).st_mode) != mode:
         os.fchmod(descriptor, mode)
     return descriptor
 

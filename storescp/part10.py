@@ -363,7 +363,9 @@ def make_private(root: str, modes: Modes) -> None:
     if not os.path.isdir(root):
         os.makedirs(os.path.dirname(root), exist_ok=True)
         os.close(make_directory(root, modes.directory))
-    with contextlib.closing(Beneath(root, Modes(directory=0o700))) as beneath:
+    # A group that the storage directory hands on is for the files, too: they are made below ours.
+    handed_on = os.stat(root).st_mode & stat.S_ISGID
+    with contextlib.closing(Beneath(root, Modes(directory=0o700 | handed_on))) as beneath:
         os.close(beneath.make(PRIVATE_DIRECTORY))
 
 

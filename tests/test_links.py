@@ -198,7 +198,11 @@ class ModeTests(SynchronousTestCase):
 
     def check(self, modes: dict[str, int], file: int, directory: int) -> None:
         expected = {
-            name: file if name.endswith(".dcm") else 0o700 if name == ".storescp" else directory
+            name: file
+            if name.endswith(".dcm")
+            else 0o700 | directory & 0o2000
+            if name == ".storescp"
+            else directory
             for name in modes
         }
         self.assertEqual(modes, expected)
@@ -209,6 +213,24 @@ class ModeTests(SynchronousTestCase):
         options: Sequence[object] = ("--file-mode", "0640", "--directory-mode", "2750")
         self.check(self.modes(0o77, *options), 0o640, 0o2750)
         self.check(self.modes(0o00, *options, "--sync", "never", "--workers", "2"), 0o640, 0o2750)
+
+    def test_group(self) -> None:
+        """Where the storage directory hands its group on, directories and files of every size have that group."""
+        storage = temporary_directory(self) / "received"
+        storage.mkdir()
+        os.chown(storage, -1, 12345)
+        storage.chmod(0o2750)
+        for options in ((), ("--directory-mode", "2750")):
+            server = Server(self, "--storage-dir", storage, *options)
+            with RawSCU(server.address) as scu:
+                scu.associate([(CT, EXPLICIT)])
+                for uid, size in ((f"1.2.{len(options)}1", 0), (f"1.2.{len(options)}2", JOURNAL_BYTES)):
+                    self.assertEqual(scu.store(uid, instance(uid, pixels=bytes(size)), 1), 0)
+                scu.release()
+            server.stop()
+        paths = [path for path in storage.rglob("*") if ".storescp" not in path.parts]
+        self.assertEqual(len([path for path in paths if path.is_file()]), 4)
+        self.assertEqual({path.stat().st_gid for path in paths}, {12345})
 
     def test_umask(self) -> None:
         """Without options the umask decides, but nobody else is let into .storescp, which has the index."""
