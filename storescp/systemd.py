@@ -17,7 +17,7 @@ from twisted.logger import Logger
 SOCKET_VARIABLE = "NOTIFY_SOCKET"
 WATCHDOG_VARIABLES = ("WATCHDOG_USEC", "WATCHDOG_PID")
 
-#: Seconds between two lines for ``systemctl status``, where no watchdog wants them more often.
+#: Seconds between two lines for ``systemctl status``, where no watchdog wants to hear of us more often.
 STATUS_INTERVAL = 30.0
 
 
@@ -41,7 +41,7 @@ class Systemd:
         microseconds, pid = (environment.pop(name, "") for name in WATCHDOG_VARIABLES)
         is_watched = microseconds.isdecimal() and pid in ("", str(os.getpid()))
         # Half of what is allowed, as sd_watchdog_enabled(3) advises.
-        self._interval = int(microseconds) / 2e6 if is_watched and int(microseconds) else 0.0
+        self._watchdog = int(microseconds) / 2e6 if is_watched and int(microseconds) else 0.0
         self._faults = faults
         self._status = status
         self._turn = LoopingCall(self._tell)
@@ -51,7 +51,7 @@ class Systemd:
         """The server listens, or has read its settings again."""
         self._send("READY=1")
         if self._address and not self._turn.running:
-            self._turn.start(self._interval or STATUS_INTERVAL)
+            self._turn.start(min(self._watchdog or STATUS_INTERVAL, STATUS_INTERVAL))
 
     def reloading(self) -> None:
         """It reads its settings again."""
@@ -68,7 +68,7 @@ class Systemd:
 
     def _tell(self) -> None:
         lines = [f"STATUS={self._status()}"]
-        if self._interval:
+        if self._watchdog:
             faults = self._faults()
             if faults:
                 # systemd will end us, and start us again: that is what a watchdog is for.

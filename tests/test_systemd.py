@@ -168,6 +168,14 @@ class NotificationTests(SynchronousTestCase):
         self.assertEqual(listener.heard(), ["STATUS=well"])
         self.assertEqual([event["faults"] for event in events], self.faults)
 
+    def test_patient_watchdog(self) -> None:
+        """Where the watchdog has more patience the status is as fresh as without one."""
+        listener = Listener(self, self.address)
+        self.systemd({"WATCHDOG_USEC": "180000000"}).ready()
+        self.assertEqual([listener.heard(), listener.heard()], [["READY=1"], ["STATUS=well", "WATCHDOG=1"]])
+        self.clock.advance(STATUS_INTERVAL)
+        self.assertEqual(listener.heard(), ["STATUS=well", "WATCHDOG=1"])
+
     def test_watchdog_of_another(self) -> None:
         """A watchdog that is meant for another process hears nothing."""
         listener = Listener(self, self.address)
