@@ -153,8 +153,13 @@ def _context(settings: TLSSettings, credentials: Credentials, *, for_client: boo
         store.set_flags(crypto.X509StoreFlags.CRL_CHECK)
     if for_client:
         context.set_verify(SSL.VERIFY_PEER)
-    else:
+        return context
+    try:
         context.set_verify(_VERIFY[settings.client_certificate], _verified)
+    except MemoryError:  # pyOpenSSL has OpenSSL call us by code that it writes into memory
+        raise BadCredentials(
+            "TLS: expected memory that can be written and executed (MemoryDenyWriteExecute=no of systemd), got none"
+        ) from None
     return context
 
 
