@@ -87,7 +87,7 @@ class Archive:
                     line += f": {error.filename!r}"
                 mode = config.modes.directory or 0
                 if error.errno == errno.EPERM and mode & stat.S_ISGID:
-                    line += f": directory-mode {mode:o} wants RestrictSUIDSGID=no of systemd, or chmod g+s by root"
+                    line += f": directory-mode {mode:o} wants RestrictSUIDSGID=no of systemd, or directories with g+s"
                 raise CannotOpen(line) from None
             except IndexUnavailable as error:
                 raise CannotOpen(f"{error}{_if_full(config.index_db)}") from None

@@ -94,6 +94,8 @@ class PrepareTests(SynchronousTestCase):
             "promtool",
             "strace",
             "systemd-analyze",
+            "systemd-nspawn",
+            "pkill",
             "rsyslogd",
             "logrotate",
             "haproxy",
