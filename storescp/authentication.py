@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import hmac
 import os
+import time
 from collections.abc import Generator
 from typing import Any
 
-from twisted.cred.checkers import ICredentialsChecker, InMemoryUsernamePasswordDatabaseDontUse
+from twisted.cred.checkers import (
+    FilePasswordDB,
+    ICredentialsChecker,
+    InMemoryUsernamePasswordDatabaseDontUse,
+)
 from twisted.cred.credentials import IUsernamePassword, UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from twisted.cred.strcred import makeChecker
@@ -39,6 +44,32 @@ class _Credentials(UsernamePassword):
 
     def checkPassword(self, password: bytes) -> bool:
         return hmac.compare_digest(self.password, password)
+
+
+#: Seconds for which a file that was just written is read again each time: it may change twice within one tick of mtime.
+_SETTLED = 2.0
+
+
+class _PasswordFile(FilePasswordDB):
+    """That of Twisted, which reads the whole file each time: a millisecond of the reactor's time for a thousand users,
+    whoever asks. This one does so when the file has changed.
+    """
+
+    _users: dict[bytes, bytes]
+    _read: object = None
+
+    def getUser(self, username: bytes) -> tuple[bytes, bytes]:
+        """See FilePasswordDB: of several passcodes of a user the first counts."""
+        status = os.stat(self.filename)
+        version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        if version != self._read:
+            with open(self.filename, "rb") as file:
+                lines = [line.rstrip().split(b":") for line in file]
+            self._users = {
+                name: word for name, word, *_ in reversed([line for line in lines if len(line) > 1])
+            }
+            self._read = version if abs(time.time() - status.st_mtime) > _SETTLED else None
+        return username, self._users[username]
 
 
 @implementer(IAuthenticator)
@@ -108,4 +139,6 @@ def _checker(text: str) -> ICredentialsChecker:
     if isinstance(checker, InMemoryUsernamePasswordDatabaseDontUse):
         # strcred fills it with text, which no credentials are.
         checker.users = {str(name).encode(): str(word).encode() for name, word in checker.users.items()}
+    if type(checker) is FilePasswordDB:
+        return _PasswordFile(arguments)
     return checker

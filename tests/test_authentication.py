@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import pathlib
 import time
 from dataclasses import replace
@@ -90,6 +91,34 @@ class AuthenticatorTests(SynchronousTestCase):
             (identity(0, "x"), "Unauthorized: user identities of type 0 (unknown) are not taken"),
         ):
             self.assertEqual(self.verdict(authenticator, proof), expected)
+
+    def test_file(self) -> None:
+        """A file of passcodes is read again when it has changed, be it to an older one, and only then."""
+        passwords = pathlib.Path(self.mktemp())
+
+        def write(text: str, age: float) -> None:
+            passwords.write_text(text)
+            written = time.time() - age
+            os.utime(passwords, (written, written))
+
+        write("bob:sesame\n", 100.0)
+        authenticator = Authenticator(self.config(auth=f"file:{passwords}"))
+        first, second = identity(2, "bob", "sesame"), identity(2, "bob", "simsim")
+        same = passwords.stat()
+        self.assertEqual(self.verdict(authenticator, first), "bob")
+        write("bob:simsim\n", 100.0)
+        os.utime(passwords, ns=(same.st_atime_ns, same.st_mtime_ns))
+        self.assertEqual(self.verdict(authenticator, first), "bob")
+        for age in (200.0, 0.0):
+            write("bob:simsim\nbob:sesame\n", age)
+            self.assertEqual(self.verdict(authenticator, second), "bob")
+            self.assertEqual(
+                self.verdict(authenticator, first), "Unauthorized: wrong name or passcode of user 'bob'"
+            )
+        write("bob:simsum\nbob:sesame\n", 0.0)
+        self.assertEqual(self.verdict(authenticator, identity(2, "bob", "simsum")), "bob")
+        passwords.unlink()
+        self.assertTrue(self.verdict(authenticator, first).startswith("FileNotFoundError: "))
 
     def test_trouble(self) -> None:
         """A checker that fails does not hide one that knows the user; else its failure is no verdict."""
