@@ -25,7 +25,7 @@ class CannotOpen(Exception):
     """The archive cannot be used; str() is one line for the operator."""
 
 
-class Archive:
+class ServerArchive:
     """The archive that *config* describes, after whatever a crash left undone was done (``recovered``), and put
     back what a power cut took of it (``restored``, paths).
 

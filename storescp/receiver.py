@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from storescp import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from storescp.access import Access
-from storescp.archive import Archive, CannotOpen
+from storescp.archive import CannotOpen, ServerArchive
 from storescp.authentication import Authenticator
 from storescp.commitment import CommitmentSCP
 from storescp.commitment_ledger import Ledger
@@ -81,7 +81,7 @@ class Receiver:
         self._reactor = reactor
         self._owed = owed
         self._client_tls = client_tls
-        self._archive: Archive | None = None
+        self._archive: ServerArchive | None = None
         self._store: InstanceStore | None = None
         self._ledger: Ledger | None = None
         self._reporter: Reporter | None = None
@@ -128,7 +128,7 @@ class Receiver:
             self.factory.authenticator = authenticator(config)
         except ConfigError as error:
             raise CannotOpen(str(error)) from None
-        self._archive = archive = Archive(config, worker)
+        self._archive = archive = ServerArchive(config, worker)
         report(self.log, archive)
         if self._recorder is not None:
             archive.committer.syncing = self._recorder.stopwatch(Duration.SYNC)
@@ -294,7 +294,7 @@ def _resident() -> int:
         return 0
 
 
-def report(log: Logger, archive: Archive) -> None:
+def report(log: Logger, archive: ServerArchive) -> None:
     """Log what opening *archive* after a crash has found."""
     if archive.restored:
         log.warn(
@@ -313,7 +313,7 @@ def report(log: Logger, archive: Archive) -> None:
             log.error("recovery: {path} is no instance: {why}", path=path, why=why)
 
 
-def close(log: Logger, archive: Archive) -> None:
+def close(log: Logger, archive: ServerArchive) -> None:
     """Close *archive*, as far as that goes."""
     try:
         archive.close()

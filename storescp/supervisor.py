@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from storescp.archive import Archive, CannotOpen
+from storescp.archive import CannotOpen, ServerArchive
 from storescp.commitment_ledger import Ledger
 from storescp.commitment_store import REPORTER
 from storescp.config import Config
@@ -65,7 +65,7 @@ class Supervisor:
     ) -> None:
         self.config = config
         self._reactor = reactor
-        self._archive: Archive | None = None
+        self._archive: ServerArchive | None = None
         self._client_tls = client_tls
         self._ledger: Ledger | None = None
         self._reporter: Reporter | None = None
@@ -132,7 +132,7 @@ class Supervisor:
 
         Each with whether its peers are to speak TLS. Raises CannotOpen.
         """
-        self._archive = archive = Archive(self.config)
+        self._archive = archive = ServerArchive(self.config)
         report(self.log, archive)
         if self.config.commitment is not None:
             self._ledger = Ledger(self.config, self._reactor, archive.directory.root, REPORTER, lambda: None)

@@ -9,7 +9,7 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp.archive import Archive, CannotOpen
+from storescp.archive import CannotOpen, ServerArchive
 from storescp.config import Config, load
 from storescp.config_callers import MAX_DIRECTORY
 from storescp.index import Index
@@ -32,15 +32,15 @@ class ArchiveTestCase(SynchronousTestCase):
     def config(self, **given: str | bool) -> Config:
         return load(None, {"storage-dir": str(self.root), **given})
 
-    def open(self, **given: str | bool) -> Archive:
+    def open(self, **given: str | bool) -> ServerArchive:
         """Open the archive, until the end of the test."""
-        archive = Archive(self.config(**given))
+        archive = ServerArchive(self.config(**given))
         self.addCleanup(archive.close)
         return archive
 
     def recover(self, **given: str | bool) -> Recovered:
         """Open and close it."""
-        archive = Archive(self.config(**given))
+        archive = ServerArchive(self.config(**given))
         archive.close()
         (recovered,) = archive.recovered
         return recovered
@@ -126,7 +126,7 @@ class RecoveryTests(ArchiveTestCase):
         self.journal(other, name="journal-1")
         (self.private / "incoming" / "1").mkdir(parents=True)
         (self.private / "incoming" / "1" / "7-1").write_bytes(b"half of it")
-        workers = [Archive(self.config(), number) for number in (0, 2)]
+        workers = [ServerArchive(self.config(), number) for number in (0, 2)]
         self.assertEqual([worker.recovered[0].entered for worker in workers], [[PATH], []])
         for worker in workers:
             worker.close()
@@ -189,10 +189,10 @@ class RecoveryTests(ArchiveTestCase):
         self.file()
         self.journal(PATH)
         with mock.patch.object(Journal, "reset", side_effect=ZeroDivisionError):
-            self.assertRaises(ZeroDivisionError, Archive, self.config())
+            self.assertRaises(ZeroDivisionError, ServerArchive, self.config())
         with mock.patch.object(Index, "add", side_effect=ZeroDivisionError):
             os.unlink(self.private / "index.db")
-            self.assertRaises(ZeroDivisionError, Archive, self.config())
+            self.assertRaises(ZeroDivisionError, ServerArchive, self.config())
         self.assertEqual(self.recover().entered, [PATH])
 
 
@@ -204,7 +204,7 @@ class ArchiveTests(ArchiveTestCase):
         archive = self.open()
         hidden = archive.directory.create()
         with self.assertRaisesRegex(CannotOpen, "is in use by another server"):
-            Archive(self.config(sync="never"))
+            ServerArchive(self.config(sync="never"))
         archive.directory.name(hidden, PATH)
         hidden.close()
         self.assertTrue((self.root / PATH).exists())
@@ -218,13 +218,13 @@ class ArchiveTests(ArchiveTestCase):
         """One line that says what cannot be written; nothing stays locked."""
         self.root.write_text("a file")
         with self.assertRaisesRegex(CannotOpen, "the storage directory .* cannot be written: "):
-            Archive(self.config())
+            ServerArchive(self.config())
         os.unlink(self.root)
         self.private.mkdir(parents=True)
         (self.private / "index.db").write_text("not a database at all, but some text of some length")
         for _ in range(2):
             with self.assertRaisesRegex(CannotOpen, "index .* not a database"):
-                Archive(self.config())
+                ServerArchive(self.config())
         descriptors = os.listdir("/proc/self/fd")
-        self.assertRaises(CannotOpen, Archive, self.config())
+        self.assertRaises(CannotOpen, ServerArchive, self.config())
         self.assertEqual(len(os.listdir("/proc/self/fd")), len(descriptors))

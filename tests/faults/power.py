@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp.archive import Archive
+from storescp.archive import ServerArchive
 from storescp.config import load
 from tests.faults.disks import Mount, command, make_image, tmpfs
 from tests.faults.kill import kill_beyond
@@ -228,7 +228,9 @@ def after_cut(
         storage = mount.directory / "received"
         if storage.exists():  # else the server had not even begun
             # What a start does first: what the journal has the content of comes back.
-            Archive(load(None, {"storage-dir": str(storage), "no-index": "--no-index" in options})).close()
+            ServerArchive(
+                load(None, {"storage-dir": str(storage), "no-index": "--no-index" in options})
+            ).close()
         tally = Tally(power_cuts=1, instances_checked=check(storage, ledger))
         if start:
             with FaultServer(case, storage, *options) as server:
