@@ -42,6 +42,9 @@ AREAS: Final = {
     "twisted": (),
 }
 
+# Events that Twisted logs in its old way. At "info" that is but which factory listens where, which we say better.
+_LEGACY: Final = "log_legacy"
+
 _AREA_OF = {f"storescp.{module}": area for area, modules in AREAS.items() for module in modules}
 
 
@@ -68,7 +71,10 @@ class LogLevels:
             prefix = ".".join(parts[:count])
             if prefix in named and prefix not in AREAS:
                 return named[prefix]
-        return named.get(area_of(namespace), self.default)
+        default = self.default
+        if namespace == _LEGACY and default is LogLevel.INFO:
+            default = LogLevel.WARN
+        return named.get(area_of(namespace), default)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,16 @@ class LineObserverTests(SynchronousTestCase):
         observer.set_levels(LogLevels(Level.ERROR, (("dimse", Level.INFO),)))
         self.assertEqual(said(), ["storescp.scp info"])
 
+    def test_old_way(self) -> None:
+        """What Twisted logs in its old way is written from warnings on, unless somebody asks for more, or for less."""
+        for levels, least in (
+            (LogLevels(), Level.WARN),
+            (LogLevels(Level.ERROR), Level.ERROR),
+            (LogLevels(Level.DEBUG), Level.DEBUG),
+            (LogLevels(own=(("twisted", Level.INFO),)), Level.INFO),
+        ):
+            self.assertIs(levels.of("log_legacy"), least)
+
     def test_any_text(self) -> None:
         """What the output has no characters for is written in escapes."""
         written = io.BytesIO()
