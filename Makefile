@@ -30,10 +30,7 @@ run:
 	$(BIN)/twistd -n --pidfile= storescp $(ARGS)
 
 test:
-	@tools/prepare peers
-	@tools/prepare node
-	@tools/prepare venv plot $(PYTHON)
-	@tools/prepare venv test $(PYTHON)
+	@tools/prepare tests $(PYTHON)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict $(wildcard storescp twisted/plugins tests bench fuzz tools)

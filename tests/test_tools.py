@@ -63,7 +63,7 @@ class PrepareTests(SynchronousTestCase):
         self.machine = pathlib.Path(self.mktemp()).resolve()
         self.bin = self.machine / "bin"
         self.bin.mkdir(parents=True)
-        for program in ("sh", "cat", "cp", "cut", "dirname", "find", "grep", "rm", "sort"):
+        for program in ("sh", "cat", "cp", "cut", "dirname", "find", "grep", "rm", "sort", "tr"):
             found = shutil.which(program)
             assert found is not None
             (self.bin / program).symlink_to(found)
@@ -222,6 +222,30 @@ cp "{self.bin}/npm" "{self.bin}/node"; /bin/chmod +x "{self.bin}"/n*; }}"""
             ],
         )
         self.assertEqual(self.prepare("node", user=0), (0, ""))
+
+    def test_side_by_side(self) -> None:
+        """All that the tests want is made ready at once; what one half lacks fails the whole, and the other is made."""
+        self.python()
+        python = self.bin / "python3"
+        makes = f"/bin/mkdir -p $4/bin; cp '{python}' $4/bin/python ;;"
+        self.program("python3", python.read_text().replace("venv) ", f"venv) {makes} nothing) "))
+        stamps = {
+            self.machine / f".venv{environment}" / f".ready-to-{use}"
+            for environment, use in (("", "test"), ("-plot", "plot"), ("-oldest", "oldest"))
+        }
+        for directory in ("storescp", ".node"):
+            (self.machine / directory).mkdir()
+        for file in ("setup.cfg", "pyproject.toml", "storescp/__init__.py"):
+            (self.machine / file).touch()
+        (self.machine / ".node" / "dcmjs-dimse@0.3.3").touch()
+        self.peers()
+        os.rename(self.bin / "strace", self.machine / "strace")
+        status, output = self.prepare("tests", user=1000)
+        self.assertEqual(status, 1)
+        self.assertIn("Missing for the tests: strace. As root, run: apt-get install strace\n", output)
+        self.assertEqual(set(self.machine.glob(".venv*/.ready*")), stamps)
+        os.rename(self.machine / "strace", self.bin / "strace")
+        self.assertEqual(self.prepare("tests", user=1000), (0, ""))
 
     def test_no_python(self) -> None:
         """Without a Python that is new enough, one line says so."""
