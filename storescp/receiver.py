@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import time
@@ -138,13 +139,16 @@ class Receiver:
             self._ledger = Ledger(config, self._reactor, archive.directory.root, os.getpid(), owed)
             if self._owed is None:
                 self._reporter = start_reporter(self._ledger, self._reactor, self._client_tls)
+        space = FreeSpace(archive.directory.root, config.min_free, self._space_found)
+        with contextlib.suppress(OSError):  # nobody waits for the first image to learn that there is no room for it
+            space.check()
         self._store = InstanceStore(
             self._reactor,
             self._reactor,
             archive.directory,
             archive.committer,
             naming=config.naming,
-            space=FreeSpace(archive.directory.root, config.min_free, self._space_found),
+            space=space,
             digest=config.digest,
         )
         self._store.worker.start()

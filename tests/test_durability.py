@@ -222,8 +222,9 @@ class OperatorTests(SynchronousTestCase):
         self.assertEqual(run("sha256sum", server.storage / str(path)).stdout.split()[0], str(digest)[7:])
 
     def test_min_free(self) -> None:
-        """--min-free: A700H for all, one line about it in the log, and nothing on the disk."""
+        """--min-free: A700H for all, one line about it in the log, at the start, and nothing on the disk."""
         server = Server(self, "--min-free", "100%")
+        server.wait_for("no images are taken")
         uids = [f"1.2.3.{number}" for number in range(5)]
         self.assertEqual(store(server.address, [(uid, instance(uid)) for uid in uids]), [0xA700] * 5)
         server.stop()
