@@ -38,7 +38,7 @@ AREAS: Final = {
     "storage": ("store",),
     "commitment": ("commitment", "commitment_ledger", "reporter"),
     "tls": ("tls",),
-    "audit": ("audit", "syslog"),
+    "audit": ("audit", "syslog", "syslog_queue", "syslog_udp"),
     "twisted": (),
 }
 

@@ -1,12 +1,15 @@
 """Sends messages to a receiver of syslog, and never waits for it: over UDP, TCP or TLS.
 
-What belongs here: the queue and its bound, connections that are lost and made again. What the messages are is no
-business of this module.
+What belongs here: connections that are lost and made again, and what is known of messages that were written to them.
+What the messages are is no business of this module.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import fcntl
+import socket
+import sys
+import termios
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -14,38 +17,46 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import (
-    IAddress,
     IDelayedCall,
     IHandshakeListener,
-    IHostResolution,
     IPushProducer,
     IReactorTime,
-    IResolutionReceiver,
     IStreamClientEndpoint,
     ITCPTransport,
-    IUDPTransport,
 )
-from twisted.internet.protocol import DatagramProtocol, Factory, connectionDone
+from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as StreamProtocol
+from twisted.internet.tcp import Connection
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from storescp.audit_settings import AuditSettings, Transport
-from storescp.logs import Repeated
 from storescp.syslog_format import counted
+from storescp.syslog_queue import MessageQueue
+from storescp.syslog_udp import DatagramSyslog
 
 if TYPE_CHECKING:
     from storescp.syslog_tls import Client  # needs pyOpenSSL
-
-#: Bytes of messages that may wait; of messages that peers can cause as often as they like, half of it.
-MOST: Final = 4 << 20
 
 #: Seconds before a connection is tried again: at first, and at last.
 FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 
 #: Seconds that a connection and its handshake may take.
 CONNECT_TIMEOUT: Final = 15.0
+
+#: Seconds between two looks whether what was sent has arrived; and when the server stops.
+CHECK_INTERVAL, LAST_INTERVAL = 1.0, 0.05
+
+#: Bytes under way from which on it is looked what of them has arrived, though there is no rest.
+MUCH: Final = 512 * 1024
+
+#: Bytes that Twisted may keep of what it was given: TLS some, TCP some, each a message more.
+KEPT_BY_TWISTED: Final = 256 * 1024
+
+#: Seconds after which the kernel gives up a connection whose other end takes nothing, tcp(7); it would try for longer.
+USER_TIMEOUT: Final = 30.0
 
 
 class Syslog(Protocol):
@@ -61,54 +72,11 @@ class Syslog(Protocol):
         """Send what waits within so many seconds, and no more; fires when that is over."""
 
 
-class _Queue:
-    """What waits."""
-
-    log = Logger()
-
-    def __init__(self, name: str, clock: ReactorBase) -> None:
-        self.name = name
-        self.repeated = Repeated(clock)
-        self._messages: deque[bytes] = deque()
-        self._size = 0
-        self._lost = 0
-
-    def __len__(self) -> int:
-        return len(self._messages)
-
-    def put(self, message: bytes, *, minor: bool) -> None:
-        size = self._size + len(message)
-        if size > (MOST // 2 if minor else MOST):
-            self.lose(1, f"{len(self)} messages wait")
-        else:
-            self._messages.append(message)
-            self._size = size
-
-    def take(self) -> bytes:
-        message = self._messages.popleft()
-        self._size -= len(message)
-        return message
-
-    def lose(self, count: int, why: str) -> None:
-        self._lost += count
-        self.repeated.warn(
-            "lost", self.log, "audit: messages to {name} are lost: {why}", name=self.name, why=why
-        )
-
-    def close(self) -> None:
-        """Tell what is lost."""
-        if self._messages:
-            self.lose(len(self._messages), "the server stops")
-            self._messages.clear()
-        self.repeated.stop()
-        if self._lost:
-            self.log.error("audit: {count} messages to {name} were lost", count=self._lost, name=self.name)
-
-
 class StreamSyslog:
     """Over TCP, or over TLS, *secure*, which is made anew for each connection: certificates are renewed.
 
-    What the kernel has taken when a connection breaks may be lost: syslog has no answers.
+    Syslog has no answers: what is known is what the other end's kernel has acknowledged. The rest is sent once more
+    when a connection has broken, and arrives twice perhaps. What a receiver has not read when it ends is lost.
     """
 
     log = Logger()
@@ -123,12 +91,14 @@ class StreamSyslog:
         self._reactor = reactor
         self._endpoint = endpoint
         self._secure = secure
-        self._queue = _Queue(name, reactor)
+        self._queue = MessageQueue(name, reactor)
         self._delay = FIRST_DELAY
         self._attempt: Deferred[Any] | None = None
         self._retry: IDelayedCall | None = None
         self._deadline: IDelayedCall | None = None
         self._connection: _Connection | None = None
+        self._look: IDelayedCall | None = None
+        self._was_quiet = False
         self._stopping: Deferred[None] | None = None
 
     def start(self) -> None:
@@ -162,6 +132,8 @@ class StreamSyslog:
             self._deadline = self._reactor.callLater(patience, self._give_up)
             if self._retry is not None:  # it is worth a last try
                 self._retry.reset(0)
+            if self._look is not None:
+                self._look.reset(LAST_INTERVAL)
             self.pump()
         return stopping
 
@@ -170,10 +142,32 @@ class StreamSyslog:
         connection = self._connection
         if connection is None:
             return
-        while self._queue and connection.takes_more:
-            connection.write(counted(self._queue.take()))
-        if self._stopping is not None and not self._queue:
+        queue = self._queue
+        while queue and connection.takes_more:
+            connection.write(counted(queue.dispatch()))
+            self._was_quiet = False
+            if queue.under_way_size > MUCH:
+                queue.arrived(all_but=connection.unacknowledged + KEPT_BY_TWISTED)
+        if queue.under_way_size:
+            self._look_soon()
+        elif self._stopping is not None and not queue:
             connection.finish()
+
+    def _look_soon(self) -> None:
+        interval = LAST_INTERVAL if self._stopping is not None else CHECK_INTERVAL
+        if self._look is None:
+            self._look = self._reactor.callLater(interval, self._check)
+
+    def _check(self) -> None:
+        """Twice nothing to be acknowledged, and nothing written between: then Twisted has nothing left either."""
+        self._look = None
+        connection = self._connection
+        if connection is not None:
+            is_quiet = connection.takes_more and not connection.unacknowledged
+            if is_quiet and self._was_quiet:
+                self._queue.arrived()
+            self._was_quiet = is_quiet
+            self.pump()
 
     def connected(self, connection: _Connection) -> None:
         """*connection* takes messages."""
@@ -186,6 +180,8 @@ class StreamSyslog:
         """*connection* has ended."""
         self._attempt = None
         self._connection = None
+        self._was_quiet = False
+        self._queue.take_back()
         if self._stopping is not None and not self._queue:
             self._give_up()
         else:
@@ -214,8 +210,9 @@ class StreamSyslog:
         deadline, self._deadline = self._deadline, None
         if deadline is not None and deadline.active():
             deadline.cancel()
-        if self._retry is not None and self._retry.active():
-            self._retry.cancel()
+        for timer in (self._retry, self._look):
+            if timer is not None and timer.active():
+                timer.cancel()
         if self._connection is not None:
             self._connection.cut("the server stops")
         elif self._attempt is not None:
@@ -237,11 +234,22 @@ class _Connection(StreamProtocol):
         self._client = client
         self._handshake: IDelayedCall | None = None
         self._why = ""
+        self._socket: socket.socket | None = None
         self.takes_more = False
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes that the kernel has, and the other end's has not."""
+        if self._socket is None:
+            return 0
+        return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
     def connectionMade(self) -> None:
         assert self.transport is not None
         self.transport.setTcpKeepAlive(True)
+        self._socket = _socket_of(self.transport)
+        if self._socket is not None:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(USER_TIMEOUT * 1000))
         self.transport.registerProducer(self, True)  # type: ignore[attr-defined]
         if self._client is not None:
             self._handshake = self._clock.callLater(CONNECT_TIMEOUT, self.cut, "no handshake of TLS")
@@ -293,9 +301,18 @@ class _Connection(StreamProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self.takes_more = False
+        self._socket = None
         if self._handshake is not None and self._handshake.active():
             self._handshake.cancel()
         self._owner.disconnected(self, self._why or _words(reason))
+
+
+def _socket_of(transport: object) -> socket.socket | None:
+    """Of the TCP connection at the bottom, if there is one."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    handle = transport.getHandle() if isinstance(transport, Connection) else None
+    return handle if isinstance(handle, socket.socket) else None
 
 
 def _words(failure: Failure) -> str:
@@ -304,88 +321,6 @@ def _words(failure: Failure) -> str:
     if args and isinstance(args[0], list):
         return "; ".join(str(entry[-1]) for entry in args[0]) or "the connection was closed"
     return failure.getErrorMessage() or type(failure.value).__name__
-
-
-@implementer(IResolutionReceiver)
-class DatagramSyslog(DatagramProtocol):
-    """Over UDP: nobody tells whether anything arrives, but that nobody listens."""
-
-    log = Logger()
-    noisy = False
-    transport: IUDPTransport | None
-
-    def __init__(self, name: str, reactor: ReactorBase, host: str, port: int) -> None:
-        self._reactor = reactor
-        self._host, self._port = host, port
-        self._queue = _Queue(name, reactor)
-        self._addresses: list[IAddress] = []
-        self._ready = False
-        self._retry: IDelayedCall | None = None
-
-    def start(self) -> None:
-        """See Syslog."""
-        self._retry = None
-        self._addresses = []
-        self._reactor.nameResolver.resolveHostName(self, self._host, self._port, transportSemantics="UDP")
-
-    def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        """See IResolutionReceiver."""
-
-    def addressResolved(self, address: IAddress) -> None:
-        """See IResolutionReceiver."""
-        self._addresses.append(address)
-
-    def resolutionComplete(self) -> None:
-        """See IResolutionReceiver."""
-        if not self._addresses:
-            self._queue.repeated.warn(
-                "name", self.log, "audit: no address is known of {name}", name=self._queue.name
-            )
-            self._retry = self._reactor.callLater(LONGEST_DELAY, self.start)
-            return
-        address = self._addresses[0]
-        interface = "::" if ":" in address.host else ""  # type: ignore[attr-defined]
-        self._reactor.listenUDP(0, self, interface=interface)  # type: ignore[attr-defined]
-        assert self.transport is not None
-        self.transport.connect(address.host, self._port)  # type: ignore[attr-defined]
-        self._ready = True
-        self._pump()
-
-    def send(self, message: bytes, *, minor: bool = False) -> None:
-        """See Syslog."""
-        self._queue.put(message, minor=minor)
-        self._pump()
-
-    def _pump(self) -> None:
-        while self._ready and self._queue:
-            assert self.transport is not None
-            try:
-                self.transport.write(self._queue.take())  # type: ignore[call-arg] # it is connected
-            except OSError as error:
-                self._queue.lose(1, error.strerror or str(error))
-
-    def connectionRefused(self) -> None:
-        self._queue.lose(1, "nobody listens there")
-
-    def stopProtocol(self) -> None:
-        # What the network tells of a datagram that nobody has taken may look to the reactor like the end.
-        if self._ready:
-            self._ready = False
-            self.connectionRefused()
-            self._retry = self._reactor.callLater(FIRST_DELAY, self.start)
-
-    def stop(self, patience: float) -> Deferred[None]:
-        """See Syslog."""
-        if self._retry is not None:
-            self._retry.cancel()
-        if self._ready:
-            self._ready = False
-            assert self.transport is not None
-            self.transport.stopListening()
-        self._queue.close()
-        done: Deferred[None] = Deferred()
-        done.callback(None)
-        return done
 
 
 def syslog_to(settings: AuditSettings, reactor: ReactorBase) -> Syslog:

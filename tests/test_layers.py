@@ -62,7 +62,7 @@ OPERATOR = (
 )
 ADAPTERS = (
     "systemd",
-    *("log_lines", "logs", "log_files", "syslog", "syslog_tls", "audit"),
+    *("log_lines", "logs", "log_files", "syslog_queue", "syslog_udp", "syslog", "syslog_tls", "audit"),
     "interfaces",
     "worker",
     "store",

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+import fcntl
+import sys
+import termios
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
+from twisted.internet import reactor
 from twisted.internet.base import ReactorBase
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IProtocol, IStreamClientEndpoint
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.logger import LogEvent, capturedLogs, formatEvent
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
-from storescp.syslog import FIRST_DELAY, LONGEST_DELAY, MOST, StreamSyslog
+from storescp.syslog import CHECK_INTERVAL, FIRST_DELAY, LAST_INTERVAL, LONGEST_DELAY, StreamSyslog
 from storescp.syslog_format import counted, syslog_message
+from storescp.syslog_queue import MOST
 from tests.pki import Authority
-from tests.server import temporary_directory
+from tests.server import DEADLINE, temporary_directory
 
 
 class FormatTests(SynchronousTestCase):
@@ -134,6 +141,7 @@ class StreamTests(SynchronousTestCase):
             self.syslog.start()
             self.assertEqual(self.endpoint.succeed().value(), counted(message) * 8)
             done = self.syslog.stop(5)
+            self.clock.pump([LAST_INTERVAL] * 2)
         self.successResultOf(done)
         self.assertEqual(self.said(events)[-1], "audit: 4 messages to tcp://x:1 were lost")
 
@@ -147,6 +155,9 @@ class StreamTests(SynchronousTestCase):
         self.assertNoResult(done)
         transport = self.endpoint.succeed()
         self.assertEqual(transport.value(), b"4 last")
+        self.clock.advance(LAST_INTERVAL)
+        self.assertNoResult(done)  # it might be under way yet
+        self.clock.advance(LAST_INTERVAL)
         self.successResultOf(done)
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
@@ -163,6 +174,108 @@ class StreamTests(SynchronousTestCase):
             self.successResultOf(done)
         self.assertEqual(self.said(events)[-1], "audit: 1 messages to tcp://x:1 were lost")
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class _Receiving(Protocol):
+    """A receiver that reads when the test says so."""
+
+    def __init__(self, case: ConnectionTests) -> None:
+        self.case = case
+        self.data = b""
+
+    def connectionMade(self) -> None:
+        self.transport.pauseProducing()  # type: ignore[union-attr]
+        self.case.made.append(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+
+
+class ConnectionTests(TestCase):
+    """StreamSyslog over real connections, with its own clock."""
+
+    def setUp(self) -> None:
+        self.made: list[_Receiving] = []
+        self.clock = Clock()
+        factory: Any = Factory.forProtocol(lambda: _Receiving(self))
+        port = cast(Any, reactor).listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        endpoint = TCP4ClientEndpoint(cast(Any, reactor), "127.0.0.1", port.getHost().port)
+        self.syslog = StreamSyslog("tcp://x:1", cast(ReactorBase, self.clock), endpoint)
+        self.syslog.start()
+
+    def until(self, condition: Callable[[], object]) -> Deferred[None]:
+        """Fires as soon as it is so; looked at in every turn of the reactor."""
+        done: Deferred[None] = Deferred()
+
+        def look() -> None:
+            if condition():
+                done.callback(None)
+            else:
+                cast(ReactorBase, reactor).callLater(0, look)
+
+        look()
+        return done.addTimeout(DEADLINE, cast(ReactorBase, reactor))
+
+    @inlineCallbacks
+    def broken(self, number: int) -> Generator[Deferred[None], None, None]:
+        """The connection of that number ends without having been read, and there is another one."""
+        self.made[number].transport.abortConnection()  # type: ignore[union-attr]
+        yield self.until(lambda: self.syslog._connection is None)
+        self.clock.advance(FIRST_DELAY)
+        yield self.until(lambda: len(self.made) == number + 2 and self.syslog._connection is not None)
+
+    @inlineCallbacks
+    def test_broken(self) -> Generator[Deferred[None], None, None]:
+        """What is not known to have arrived is sent again when the connection has broken; what has is not."""
+        yield self.until(lambda: self.made and self.syslog._connection is not None)
+        self.syslog.send(b"one")
+        self.syslog.send(b"two")
+        yield self.broken(0)
+        self.made[1].transport.resumeProducing()  # type: ignore[union-attr]
+        yield self.until(lambda: self.made[1].data == b"3 one3 two")
+        queue = self.syslog._queue
+
+        def has_arrived() -> bool:
+            self.clock.advance(CHECK_INTERVAL)
+            return not queue.under_way_size
+
+        yield self.until(has_arrived)
+        yield self.broken(1)
+        self.syslog.send(b"three")
+        self.made[2].transport.resumeProducing()  # type: ignore[union-attr]
+        yield self.until(lambda: self.made[2].data)
+        self.assertEqual(self.made[2].data, b"5 three")
+        yield self.stop()
+
+    @inlineCallbacks
+    def test_stuck(self) -> Generator[Deferred[None], None, None]:
+        """Whatever a receiver that does not read has no room for comes on the next connection, without a gap."""
+        yield self.until(lambda: self.made and self.syslog._connection is not None)
+        messages = [b"%06d" % number + bytes(10_000) for number in range(MOST // 10_006)]
+        for message in messages:
+            self.syslog.send(message)
+            self.clock.advance(CHECK_INTERVAL)
+        self.assertGreater(self.syslog._queue.under_way_size, 0)
+        handle = self.made[0].transport.getHandle()  # type: ignore[union-attr]
+        had = int.from_bytes(fcntl.ioctl(handle, termios.FIONREAD, bytes(4)), sys.byteorder)
+        yield self.broken(0)
+        self.made[1].transport.resumeProducing()  # type: ignore[union-attr]
+        last = counted(messages[-1])
+        yield self.until(lambda: self.made[1].data.endswith(last))
+        every = b"".join(map(counted, messages))
+        self.assertTrue(every.endswith(self.made[1].data))
+        self.assertGreaterEqual(len(self.made[1].data), len(every) - had)
+        yield self.stop()
+
+    def stop(self) -> Deferred[None]:
+        done = self.syslog.stop(5)
+
+        def is_over() -> bool:
+            self.clock.advance(LAST_INTERVAL)
+            return done.called
+
+        return self.until(is_over)
 
 
 class NameTests(SynchronousTestCase):
