@@ -359,8 +359,8 @@ class Pynetdicom(Cells):
         association = modality.associate(self.server, role=(True, False))
         self.case.assertEqual(modality.ask(association, "1.2.3", [(CT, CT_UID)]), 0)
         self.case.assertEqual(modality.reported(), (1, "1.2.3", [CT_UID], []))
-        association.release()
         self.is_committed()
+        association.release()
 
     def aborted(self) -> None:
         self.associate({(CT, EXPLICIT)}).abort()
