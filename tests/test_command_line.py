@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pathlib
 import re
@@ -9,12 +10,14 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 
 from twisted.trial.unittest import SynchronousTestCase
 
 import storescp
 from storescp.config import OPTIONS
 from storescp.pdu import AAbort, AAssociateAC
+from storescp.tap import Options
 from tests.raw_scu import (
     EXPLICIT_CONTEXT,
     RawSCU,
@@ -55,21 +58,30 @@ class MistakeTests(SynchronousTestCase):
         self.assertNotIn("Traceback", ended.stdout)
         self.assertNotIn("listening", ended.stdout)
 
+    def check_parsed(self, *options: object, says: str) -> None:
+        """The same of the command line alone, which twistd has parsed by this class."""
+        stderr = io.StringIO()
+        self.patch(sys, "__stderr__", stderr)
+        with self.assertRaises(SystemExit) as end:
+            Options().parseOptions(list(map(str, options)))
+        self.assertEqual(end.exception.code, 1)
+        self.assertRegex(stderr.getvalue(), f"^storescp: {says}\n$")
+
     def test_options(self) -> None:
         """An unknown option, a missing value, a value that is none, an argument too many."""
+        self.check("--frobnicate", says=".*--frobnicate.*")
+        self.check("--max-assoc", "many", says="--max-assoc: expected .*, got 'many'")
         for options, says in (
-            (("--frobnicate",), ".*--frobnicate.*"),
             (("--max-assoc",), ".*--max-assoc.*"),
-            (("something",), ".*arguments.*"),
-            (("--max-assoc", "many"), "--max-assoc: expected .*, got 'many'"),
+            (("something",), "expected options only, got 'something'"),
             (("--ae-title", "a title that is too long"), "--ae-title: expected .*, got 'a title .*'"),
             (("--accept", "CT,XYZ"), "--accept: .*'?XYZ'?.*"),
             (("--naming", "random"), "--naming: expected one of hierarchical, date, flat, got 'random'"),
             (("--max-pdu", "17"), "--max-pdu: expected .*, got '17'"),
             (("--prefer", "JPEG"), "--prefer: .*JPEG.*"),
-            (("--port", "104"), ".*(port.*listen|listen.*port).*"),
+            (("--port", "104", "--listen", "tcp:1"), ".*(port.*listen|listen.*port).*"),
         ):
-            self.check(*options, says=says)
+            self.check_parsed(*options, says=says)
 
     def test_yaml(self) -> None:
         """A bad value, an unknown key and a broken file are named with file and line; so is a missing file."""
@@ -81,7 +93,7 @@ class MistakeTests(SynchronousTestCase):
             ("- CT\n", f"{file}:1: .*"),
         ):
             file.write_text(content)
-            self.check("--config", file, says=says)
+            self.check_parsed("--config", file, says=says)
         file.unlink()
         self.check("--config", file, says=f".*{file}.*No such file or directory")
 

@@ -39,7 +39,7 @@ class BuildTests(SynchronousTestCase):
     """Sphinx."""
 
     def test_build(self) -> None:
-        """The pages are built without a warning, every reference leads somewhere, and every page is in a list."""
+        """Built without a warning: every reference leads somewhere, every page is in a list, and all is at hand."""
         into = temporary_directory(self)
         done = subprocess.run(
             [sys.executable, "-m", "sphinx", "-W", "-n", "-E", "-q", DOCS, into],
@@ -49,11 +49,7 @@ class BuildTests(SynchronousTestCase):
         )
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertIn("five minutes", (into / "index.html").read_text())
-
-    def test_local(self) -> None:
-        """A page that is read fetches nothing from elsewhere."""
-        into = temporary_directory(self)
-        subprocess.run([sys.executable, "-m", "sphinx", "-E", "-q", DOCS, into], timeout=LONG, check=True)
+        # A page that is read fetches nothing from elsewhere.
         for page in into.rglob("*.html"):
             fetched = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]*)"', page.read_text())
             self.assertEqual(fetched, [], page.name)

@@ -134,7 +134,7 @@ class OnRunningServerTests(SynchronousTestCase):
         server = Server(self, "--sync", "never")
         senders = self.senders(server)
         seen = []
-        for _ in range(4):
+        for _ in range(3):
             done = storescp("verify", "-d", server.storage, "--json", "--jobs", 2)
             self.assertEqual((done.returncode, done.stderr), (0, ""), done.stdout)
             seen.append(json.loads(done.stdout)["summary"]["files"])

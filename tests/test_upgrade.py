@@ -13,7 +13,7 @@ from tests.raw_scu import RawSCU, instance
 from tests.server import Server, temporary_directory
 
 SENDERS = 4
-UPGRADES = 3
+UPGRADES = 2
 
 
 class Sender(threading.Thread):
