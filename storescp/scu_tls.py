@@ -60,6 +60,8 @@ def tls_reason(error: Exception) -> str:
     """Why a handshake or connection failed, in a few words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":  # of the first record
+        return "the peer does not speak TLS"
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.lower().replace("_", " ")
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
