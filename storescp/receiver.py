@@ -140,7 +140,9 @@ class Receiver:
             if self._owed is None:
                 self._reporter = start_reporter(self._ledger, self._reactor, self._client_tls)
         space = FreeSpace(archive.directory.root, config.min_free, self._space_found)
-        with contextlib.suppress(OSError):  # nobody waits for the first image to learn that there is no room for it
+        with contextlib.suppress(
+            OSError
+        ):  # nobody waits for the first image to learn that there is no room for it
             space.check()
         self._store = InstanceStore(
             self._reactor,

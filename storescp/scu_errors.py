@@ -6,6 +6,7 @@ What belongs here: words for what the peer said, those of the standard, and whet
 from __future__ import annotations
 
 from storescp.pdu import AAssociateRJ
+from storescp.sop_classes import keyword
 from storescp.upper_layer import AbortIndication
 
 # PS3.8 Tables 9-21 and 9-26, in the standard's words.
@@ -63,7 +64,9 @@ class ContextNotAccepted(Exception):
     """The peer does not take this SOP class in this transfer syntax; the association goes on."""
 
     def __init__(self, abstract_syntax: str, transfer_syntax: str) -> None:
-        super().__init__(f"presentation context not accepted: {abstract_syntax} in {transfer_syntax}")
+        super().__init__(
+            f"presentation context not accepted: {keyword(abstract_syntax)} in {keyword(transfer_syntax)}"
+        )
 
 
 def aborted(event: AbortIndication) -> AssociationError:

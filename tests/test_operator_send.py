@@ -118,7 +118,7 @@ class SendTests(SynchronousTestCase):
             sorted(lines),
             [
                 f"{self.directory}/README: not a DICOM file",
-                f"{self.directory}/a: presentation context not accepted: {MR} in {EXPLICIT}",
+                f"{self.directory}/a: presentation context not accepted: MRImageStorage in ExplicitVRLittleEndian",
                 f"{nothing}: No such file or directory",
                 f"{self.directory}/odd: its data set has an odd number of bytes",
             ],

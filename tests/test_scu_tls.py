@@ -128,7 +128,9 @@ class TLSTests(SynchronousTestCase):
             peer.socket.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
         peer = Peer(self, script)
-        with self.assertRaisesRegex(AssociationError, "the TLS handshake failed: the peer does not speak TLS"):
+        with self.assertRaisesRegex(
+            AssociationError, "the TLS handshake failed: the peer does not speak TLS"
+        ):
             self.scu("127.0.0.1", peer.port, client_context(any_certificate=True))
         peer.finish()
 
