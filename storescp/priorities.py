@@ -17,7 +17,7 @@ VARIABLE = "JOURNAL_STREAM"
 _ERROR = 3
 _PRIORITIES = {"critical": 2, "error": _ERROR, "warn": 4, "info": 6, "debug": 7}
 
-_head = re.compile(r"\S+ \[.*?#([a-z]+)\] ").match  # of a line of log_lines.text_line()
+_head = re.compile(r"\S+ \[[^#]*#([a-z]+)\] ").match  # of a line of log_lines.text_line()
 
 
 def goes_to_journal(file: TextIO, environment: Mapping[str, str]) -> bool:

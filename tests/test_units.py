@@ -216,7 +216,7 @@ class UnitTests(SynchronousTestCase):
         self.configure(
             f"listen: tcp:104\nworkers: 2\nhttp: 8080\ndigest: sha256\n"
             f"tls-port: 2762\ntls-certificate: /etc/storescp/server.pem\ntls-key: /etc/storescp/server.key.pem\n"
-            f"tls-ca: /etc/storescp/Authority.pem\n"
+            f"tls-ca: /etc/storescp/Authority.pem\ntls-profile: non-downgrading\n"
             f"audit: udp://localhost:{receiver.getsockname()[1]}\n"
             f"callers: {{CT1: {{commitment: 'localhost:{modality.port}'}}}}\n"
             f"storage-dir: /srv/images\ndirectory-mode: 2750\nfile-mode: 0640\n"
