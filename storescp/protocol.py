@@ -256,6 +256,8 @@ class AssociationProtocol(Protocol):
         checking.addCallback(partial(self._checked, request, verdict)).addErrback(self._cannot_answer)
 
     def _checked(self, request: AAssociateRQ, admitted: Admitted, user: str | Refused) -> None:
+        if self._checking is None:
+            return  # nor does anybody want to know any more
         self._checking = None
         if isinstance(user, Refused):
             self._refuse(request, user)

@@ -245,8 +245,12 @@ class Slow:
         self.cancelled = 0
 
     def authenticate(self, identity: UserIdentity) -> Deferred[str]:
-        def cancel(_: Deferred[str]) -> None:
+        def cancel(verdict: Deferred[str]) -> None:
             self.cancelled += 1
+            if self.cancelled % 3 == 1:  # some do not take it for what it is
+                verdict.errback(ConnectionError())
+            elif self.cancelled % 3 == 2:
+                verdict.callback("alice")
 
         verdict: Deferred[str] = Deferred(cancel)
         self.asked.append((identity, verdict))
