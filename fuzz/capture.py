@@ -26,7 +26,8 @@ from fuzz import HERE
 from storescp import pdu
 from storescp.extended_negotiation import STORAGE_SERVICE_CLASS
 from storescp.part10 import FileMeta
-from storescp.pdu import AAssociateRQ, Fragment, PDUReader
+from storescp.pdu import AAssociateRQ, Fragment
+from storescp.pdu_reader import PDUReader
 from tests.conversation import (
     CT_IMAGE_STORAGE,
     EXPLICIT_VR_LITTLE_ENDIAN,

@@ -17,6 +17,7 @@ from storescp.commitment_data import BadRequest, decode_request, encode_request
 from storescp.dataset_head import Head, HeadError, HeadReader
 from storescp.extended_negotiation import CommonExtendedNegotiation, ExtendedNegotiation, RoleSelection
 from storescp.negotiation import Policy, negotiate
+from storescp.pdu_reader import PDUReader
 from storescp.presentation import resolve_accepted
 from storescp.sop_classes import PLAIN_TRANSFER_SYNTAXES, VERIFICATION
 from storescp.stored_file import NotAnInstance
@@ -42,7 +43,7 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
 
 def _stream(data: bytes, size: int, maximum_length: int) -> list[object]:
     """What a reader makes of the stream: PDUs, PDVs put together, and the violation that ended it."""
-    reader = pdu.PDUReader(maximum_length)
+    reader = PDUReader(maximum_length)
     found: list[object] = []
     pdv: list[bytes] = []
     try:

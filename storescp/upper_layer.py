@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from storescp import pdu
 from storescp.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, AReleaseRP, AReleaseRQ, Fragment
+from storescp.pdu_reader import PDUReader
 
 
 class State(enum.IntEnum):
@@ -216,7 +217,7 @@ class UpperLayer:
         self.state = State.IDLE
         self.artim_running = False
         self.transport_closing = False
-        self._reader = pdu.PDUReader(maximum_length)
+        self._reader = PDUReader(maximum_length)
         self._readable = True  # false once the byte stream makes no sense any more
         self._requestor = False
         self._peer_maximum_length = 0

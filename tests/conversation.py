@@ -48,10 +48,10 @@ from storescp.pdu import (
     AAssociateRQ,
     AReleaseRQ,
     Fragment,
-    PDUReader,
     PresentationContext,
     UserInformation,
 )
+from storescp.pdu_reader import PDUReader
 from storescp.protocol import AssociationFactory, AssociationProtocol
 from storescp.scp import StorageSCP
 from storescp.sop_classes import STORAGE_COMMITMENT, STORAGE_SOP_CLASSES, TRANSFER_SYNTAXES, VERIFICATION

@@ -23,11 +23,11 @@ from storescp.pdu import (
     AReleaseRP,
     AReleaseRQ,
     Fragment,
-    PDUReader,
     PresentationContext,
     UserInformation,
     encode_p_data,
 )
+from storescp.pdu_reader import PDUReader
 from storescp.sop_classes import VERIFICATION
 
 IMPLICIT = "1.2.840.10008.1.2"

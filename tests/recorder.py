@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable
 
 from storescp import pdu
-from storescp.pdu import AAssociateAC, AAssociateRQ, Fragment, PDUReader
+from storescp.pdu import AAssociateAC, AAssociateRQ, Fragment
+from storescp.pdu_reader import PDUReader
 
 
 class Recorder:

@@ -20,7 +20,8 @@ from storescp.commitment_data import FailureReason, Reference, Report, Request, 
 from storescp.commitment_ledger import Ledger
 from storescp.config import load
 from storescp.index import Index
-from storescp.pdu import AAbort, AReleaseRP, Fragment, PDUReader
+from storescp.pdu import AAbort, AReleaseRP, Fragment
+from storescp.pdu_reader import PDUReader
 from storescp.scp import StorageSCP
 from storescp.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, VERIFICATION
 from storescp.worker import Aside

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "storescp"
 
 PURE = (
     "extended_negotiation",
-    "pdu",
+    *("pdu", "pdu_reader"),
     "sop_classes",
     "element_runs",
     "character_sets",

@@ -28,7 +28,6 @@ from storescp.pdu import (
     AReleaseRQ,
     Fragment,
     InvalidPDU,
-    PDUReader,
     PresentationContext,
     PresentationContextResult,
     ProtocolViolation,
@@ -37,6 +36,7 @@ from storescp.pdu import (
     UserInformation,
     encode_p_data,
 )
+from storescp.pdu_reader import PDUReader
 from tests.strategies import PDV, p_data, p_datas, pdus, pdvs, piece_sizes, pieces, steady
 
 CT = "1.2.840.10008.5.1.4.1.1.2"

@@ -23,10 +23,10 @@ from storescp.pdu import (
     AReleaseRP,
     AReleaseRQ,
     Fragment,
-    PDUReader,
     PresentationContextResult,
     UserInformation,
 )
+from storescp.pdu_reader import PDUReader
 from storescp.scu import PIECE, SCU, Response
 from storescp.scu_errors import AssociationError, ContextNotAccepted, Rejected
 from storescp.sop_classes import VERIFICATION

@@ -18,11 +18,11 @@ from storescp.pdu import (
     AReleaseRP,
     AReleaseRQ,
     Fragment,
-    PDUReader,
     PresentationContext,
     PresentationContextResult,
     UserInformation,
 )
+from storescp.pdu_reader import PDUReader
 from storescp.upper_layer import (
     TABLE,
     AbortIndication,
