@@ -50,9 +50,10 @@ find "$GROUP" -depth -type d -exec rmdir {} +
 
 _BOOT = """
 mount -t tmpfs none /run
-mkdir /run/packages /run/project
+mkdir /run/packages /run/project /run/scripts
 mount -o bind,ro "$PACKAGES" /run/packages
 mount -o bind,ro "$PROJECT" /run/project
+mount -o bind,ro "$SCRIPTS" /run/scripts
 mount -t tmpfs none /tmp
 umount -R /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
@@ -78,7 +79,7 @@ rm -rf $packages/*storescp* $packages/twisted/plugins/dropin.cache
 cp -a /run/project/storescp $packages
 cp -a /run/project/twisted/plugins/storescp_plugin.py $packages/twisted/plugins
 for program in storescp twistd; do
-    sed '1s:.*:#!/opt/storescp/bin/python:' "$SCRIPTS/$program" >opt/storescp/bin/$program
+    sed '1s:.*:#!/opt/storescp/bin/python:' /run/scripts/$program >opt/storescp/bin/$program
     chmod +x opt/storescp/bin/$program
 done
 mkdir -p ".$SHARE"
