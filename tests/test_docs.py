@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 import re
 import textwrap
-from collections.abc import Iterator
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -32,11 +32,11 @@ def methods(module: str) -> set[str]:
     }
 
 
-def code() -> Iterator[tuple[str, ast.AST]]:
+@functools.cache
+def code() -> list[tuple[str, ast.AST]]:
     """Each node of each module of the package, with the name of the module."""
-    for path in sorted((ROOT / "storescp").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            yield path.stem, node
+    paths = sorted((ROOT / "storescp").glob("*.py"))
+    return [(path.stem, node) for path in paths for node in ast.walk(ast.parse(path.read_text()))]
 
 
 def imported() -> dict[str, set[str]]:

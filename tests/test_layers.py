@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import os
 import pathlib
@@ -93,6 +94,7 @@ IMPURE = frozenset(
 )
 
 
+@functools.cache
 def imports(module: str) -> set[str]:
     """Return the full names of the modules that a module of the package imports anywhere in its text."""
     names: set[str] = set()

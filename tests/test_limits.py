@@ -370,17 +370,17 @@ class StorageTests(StoreTestCase):
         peer = world.associated()
         ignored = p_data(1, True, dimse.encode_command(command(dimse.C_CANCEL_RQ))) * 3000
         instances = []
-        for number in range(20):
+        for number in range(5):
             request = p_data(3, True, dimse.encode_command(c_store(f"1.2.{number}", number)))
             data = p_data(3, False, data_set(f"1.2.{number}"), 50)
             peer.say(ignored + request + data)
             instances.append(self.instances.worker._jobs._items[-1])
         pieces = [piece for job in instances if job is not None for piece in job.chunk]
         kept = sum(memoryview(memoryview(piece).obj).nbytes for piece in pieces)
-        self.assertLess(kept, 20 * KIB)
+        self.assertLess(kept, 5 * KIB)
         self.assertGreater(len(ignored), 150 * KIB)
         self.work()
-        self.assertEqual(peer.statuses(), [Status.SUCCESS] * 20)
+        self.assertEqual(peer.statuses(), [Status.SUCCESS] * 5)
 
 
 class ProgressTests(SynchronousTestCase):
