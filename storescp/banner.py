@@ -63,10 +63,9 @@ def banner(log: Logger, config: Config, addresses: Sequence[str], web: str) -> N
         )
     if config.commitment is not None:
         callers = (access.callers.default, *access.callers.known)
-        log.info(
-            "storage commitment: {count} rules for callers say where to report to",
-            count=sum(caller.commitment is not None for caller in callers),
-        )
+        count = sum(caller.commitment is not None for caller in callers)
+        elsewhere = ", or where {count} rules of callers say" if count else ""
+        log.info("storage commitment is reported on the association that asks" + elsewhere, count=count)
     for address in addresses:
         log.info("listening on {address}", address=address)
     if web:

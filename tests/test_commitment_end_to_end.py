@@ -380,6 +380,7 @@ class RestartTests(_TestCase):
         self.listen()
         again = self.restarted(server)
         again.wait_for("storage commitment: 1 reports are owed\n")
+        again.wait_for("is reported on the association that asks, or where 1 rules of callers say\n")
         self.assertEqual(self.modality.reported(), ALL)
         again.wait_for("2 of 2 instances committed")
         again.stop()
