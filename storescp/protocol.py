@@ -6,9 +6,7 @@ messages mean is the business of the association's user (:mod:`storescp.scp`).
 
 from __future__ import annotations
 
-import fcntl
 import socket
-import termios
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -17,16 +15,11 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import (
     IAddress,
-    IConsumer,
     IDelayedCall,
-    IPushProducer,
-    ISystemHandle,
-    ITCPTransport,
 )
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.tcp import Connection
 from twisted.logger import LogEvent
-from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -41,6 +34,7 @@ from storescp.negotiation import AcceptedContext, accepted_contexts, refusals
 from storescp.outlet import Outlet
 from storescp.patience import Patience
 from storescp.pdu import AAssociateRQ, Fragment, ProtocolViolation
+from storescp.transports import READ_SIZE, IConnection, bottom_of, origin_of, socket_of, unacknowledged
 from storescp.upper_layer import (
     AbortIndication,
     AssociateIndication,
@@ -51,15 +45,8 @@ from storescp.upper_layer import (
 )
 from storescp.user_check import checked
 
-#: What one read takes at most. Measured: 64 KiB and 1 MiB are both slower.
-READ_SIZE = 256 * 1024
-
 #: Seconds that a peer has to take our last bytes and close, before the connection is cut.
 CLOSE_TIMEOUT = 10.0
-
-
-class IConnection(ITCPTransport, ISystemHandle, IPushProducer, IConsumer):
-    """What Twisted's stream transports offer, all in one."""
 
 
 @implementer(IAssociation)
@@ -109,13 +96,13 @@ class AssociationProtocol(Protocol):
     def connectionMade(self) -> None:
         self._connected = True
         assert self.transport is not None
-        bottom = _bottom(self.transport)
+        bottom = bottom_of(self.transport)
         if isinstance(bottom, Connection):
             bottom.bufferSize = READ_SIZE
-        handle = bottom.getHandle()
-        past: socket.socket | None = None
         self._is_wrapped = bottom is not self.transport
-        if isinstance(handle, socket.socket) and handle.family in (socket.AF_INET, socket.AF_INET6):
+        handle = socket_of(self.transport)
+        past: socket.socket | None = None
+        if handle is not None and handle.family in (socket.AF_INET, socket.AF_INET6):
             if not self._is_wrapped:  # what goes into TLS must not go past it
                 past = handle
             self.transport.setTcpNoDelay(True)
@@ -242,7 +229,7 @@ class AssociationProtocol(Protocol):
     def _associate(self, request: AAssociateRQ) -> None:
         if self._is_wrapped and self.transport is not None:
             # A load balancer may have said meanwhile whom it speaks for (PROXY protocol).
-            self.address, self.host = _origin(self.transport.getPeer())
+            self.address, self.host = origin_of(self.transport.getPeer())
         verdict = self.parent.access.judge(request, self.host or None, self.peer_certificate)
         if isinstance(verdict, Refused):
             self._refuse(request, verdict)
@@ -471,17 +458,12 @@ class AssociationProtocol(Protocol):
             self._flow.close()
             self.transport.unregisterProducer()  # else the transport waits for it before it closes
             self.transport.resumeProducing()  # TLS that is paused would not see the peer close
-            if self._is_unread():
+            handle = socket_of(self.transport)
+            if handle is not None and unacknowledged(handle):
                 # The peer had its time. Closed in order, the connection would live on in the kernel, for minutes.
                 self._cut()
             else:
                 self.transport.loseConnection()
-
-    def _is_unread(self) -> bool:
-        """Whether the kernel has something that the peer's kernel does not take."""
-        assert self.transport is not None
-        handle = _bottom(self.transport).getHandle()
-        return isinstance(handle, socket.socket) and any(fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)))
 
     def _cut(self) -> None:
         if self.transport is not None:
@@ -491,21 +473,8 @@ class AssociationProtocol(Protocol):
 _info = info_emitter(AssociationProtocol)
 
 
-def _bottom(transport: IConnection) -> IConnection:
-    """The transport beneath those that only wrap one, as TLS does."""
-    while isinstance(transport, ProtocolWrapper):
-        transport = transport.transport  # type: ignore[assignment] # what wraps such a one is one
-    return transport
-
-
-def _origin(peer: IAddress | None) -> tuple[str, str]:
-    """The address of a peer as the log has it, and its host: empty where there is none."""
-    host, port = getattr(peer, "host", None), getattr(peer, "port", None)
-    return (f"{host}:{port}", host) if host is not None else ("local socket", "")
-
-
 class AssociationFactory(Connections[AssociationProtocol]):
     """Makes the protocols."""
 
     def buildProtocol(self, addr: IAddress | None) -> AssociationProtocol:
-        return AssociationProtocol(self, *_origin(addr))
+        return AssociationProtocol(self, *origin_of(addr))

@@ -6,10 +6,7 @@ What the messages are is no business of this module.
 
 from __future__ import annotations
 
-import fcntl
 import socket
-import sys
-import termios
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -26,9 +23,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as StreamProtocol
-from twisted.internet.tcp import Connection
 from twisted.logger import Logger
-from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -36,6 +31,7 @@ from storescp.audit_settings import AuditSettings, Transport
 from storescp.syslog_format import counted
 from storescp.syslog_queue import MessageQueue
 from storescp.syslog_udp import DatagramSyslog
+from storescp.transports import socket_of, unacknowledged
 
 if TYPE_CHECKING:
     from storescp.syslog_tls import Client  # needs pyOpenSSL
@@ -240,14 +236,12 @@ class _Connection(StreamProtocol):
     @property
     def unacknowledged(self) -> int:
         """Bytes that the kernel has, and the other end's has not."""
-        if self._socket is None:
-            return 0
-        return int.from_bytes(fcntl.ioctl(self._socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        return unacknowledged(self._socket) if self._socket is not None else 0
 
     def connectionMade(self) -> None:
         assert self.transport is not None
         self.transport.setTcpKeepAlive(True)
-        self._socket = _socket_of(self.transport)
+        self._socket = socket_of(self.transport)
         if self._socket is not None:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(USER_TIMEOUT * 1000))
         self.transport.registerProducer(self, True)  # type: ignore[attr-defined]
@@ -305,14 +299,6 @@ class _Connection(StreamProtocol):
         if self._handshake is not None and self._handshake.active():
             self._handshake.cancel()
         self._owner.disconnected(self, self._why or _words(reason))
-
-
-def _socket_of(transport: object) -> socket.socket | None:
-    """Of the TCP connection at the bottom, if there is one."""
-    while isinstance(transport, ProtocolWrapper):
-        transport = transport.transport
-    handle = transport.getHandle() if isinstance(transport, Connection) else None
-    return handle if isinstance(handle, socket.socket) else None
 
 
 def _words(failure: Failure) -> str:

@@ -22,8 +22,9 @@ from twisted.python.failure import Failure
 
 from storescp.credentials import peer_certificate
 from storescp.logs import AssociationLogger
-from storescp.protocol import READ_SIZE, AssociationFactory, AssociationProtocol, IConnection
+from storescp.protocol import AssociationFactory, AssociationProtocol
 from storescp.tls_context import TLS, words
+from storescp.transports import READ_SIZE, IConnection
 
 #: What a record holds at most, RFC 8446 §5.1.
 RECORD: Final = 16 * 1024

@@ -62,7 +62,7 @@ OPERATOR = (
     *("operator_peer", "operator_health", "operator_run", "operator", "__main__"),
 )
 ADAPTERS = (
-    "systemd",
+    *("systemd", "transports"),
     *("log_lines", "logs", "log_files", "syslog_queue", "syslog_udp", "syslog", "syslog_tls", "audit"),
     "interfaces",
     "worker",

@@ -218,7 +218,9 @@ class AssociationTests(SCUTestCase):
         peer = self.peer(script)
         with self.scu(peer) as scu:
             self.assertEqual(scu.accepted, {(VERIFICATION, IMPLICIT): 1, (CT, IMPLICIT): 5})
-            with self.assertRaisesRegex(ContextNotAccepted, "not accepted: CTImageStorage in ExplicitVRLittleEndian$"):
+            with self.assertRaisesRegex(
+                ContextNotAccepted, "not accepted: CTImageStorage in ExplicitVRLittleEndian$"
+            ):
                 scu.store(CT, "1.2", EXPLICIT, self.file(b""), 0)
             self.assertRaises(ContextNotAccepted, scu.store, MR, "1.2", EXPLICIT, 0, 0)
         peer.finish()

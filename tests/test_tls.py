@@ -33,10 +33,11 @@ from storescp.dimse import encode_command
 from storescp.flow import HIGH_WATER
 from storescp.logs import INTERVAL
 from storescp.pdu import AAssociateAC, AReleaseRP
-from storescp.protocol import READ_SIZE, AssociationFactory, AssociationProtocol
+from storescp.protocol import AssociationFactory, AssociationProtocol
 from storescp.tls import RECORD, SecureConnection, SecureFactory
 from storescp.tls_context import TLS
 from storescp.tls_settings import ClientCertificate, TLSProfile, TLSSettings, beneath
+from storescp.transports import READ_SIZE
 from tests.conversation import Conversation, World, c_echo, c_store, p_data
 from tests.pki import Authority
 from tests.server import temporary_directory

@@ -1,0 +1,43 @@
+"""Transports of Twisted, and what is at their bottom: sockets, and addresses as the log has them."""
+
+from __future__ import annotations
+
+import fcntl
+import socket
+import sys
+import termios
+
+from twisted.internet.interfaces import IAddress, IConsumer, IPushProducer, ISystemHandle, ITCPTransport
+from twisted.protocols.policies import ProtocolWrapper
+
+#: What one read takes at most. Measured: 64 KiB and 1 MiB are both slower.
+READ_SIZE = 256 * 1024
+
+
+class IConnection(ITCPTransport, ISystemHandle, IPushProducer, IConsumer):
+    """What Twisted's stream transports offer, all in one."""
+
+
+def bottom_of(transport: object) -> object:
+    """The transport beneath those that only wrap one, as TLS does."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    return transport
+
+
+def socket_of(transport: object) -> socket.socket | None:
+    """The socket that *transport* stands on, if it does on one."""
+    bottom = bottom_of(transport)
+    handle = bottom.getHandle() if ISystemHandle.providedBy(bottom) else None
+    return handle if isinstance(handle, socket.socket) else None
+
+
+def unacknowledged(handle: socket.socket) -> int:
+    """Bytes that were given to the kernel, and that the other end's kernel has not acknowledged: tcp(7), SIOCOUTQ."""
+    return int.from_bytes(fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def origin_of(peer: IAddress | None) -> tuple[str, str]:
+    """The address of a peer as the log has it, and its host: empty where there is none."""
+    host, port = getattr(peer, "host", None), getattr(peer, "port", None)
+    return (f"{host}:{port}", host) if host is not None else ("local socket", "")
