@@ -360,9 +360,10 @@ class StorageSCP:
         }
         text = "C-STORE from {calling}: {modality} {size} bytes in {ms:.1f} ms"
         if head is not None and self._log_patient_data:
-            text += " patient {patient!r} study {study!r}"
+            text += " patient {patient!r} study {study!r} instance {instance!r}"
             event["patient"] = head.text(tags.PATIENT_ID) or ""
             event["study"] = head.text(tags.STUDY_INSTANCE_UID)  # not uid(): it may be what failed
+            event["instance"] = head.text(tags.SOP_INSTANCE_UID)
         if outcome.status is Status.SUCCESS:
             _info(self, text + " stored", event)
         else:

@@ -519,12 +519,13 @@ class LogTests(SynchronousTestCase):
         self.assertEqual(self.line(raw), expected)
 
     def test_with_patient_data(self) -> None:
-        """With patient and study if so configured; a failure is a warning with its status and reason."""
+        """Patient, study and instance, if so configured; a failure is a warning with its status and reason."""
         raw = {tags.MODALITY: b"CT", tags.PATIENT_ID: b"4711", tags.STUDY_INSTANCE_UID: b"1.2.1\0"}
+        raw[tags.SOP_INSTANCE_UID] = b"1.2.3"
         level, line = self.line(raw, Status.OUT_OF_RESOURCES, log_patient_data=True)
         self.assertEqual(level, LogLevel.warn)
-        expected = "C-STORE from SCU: CT 9 bytes in 0.0 ms patient '4711' study '1.2.1' failed: A700H because"
-        self.assertEqual(line, expected)
+        which = "patient '4711' study '1.2.1' instance '1.2.3'"
+        self.assertEqual(line, f"C-STORE from SCU: CT 9 bytes in 0.0 ms {which} failed: A700H because")
 
     def test_hostile_values(self) -> None:
         """Values that are no UIDs, or would forge lines, neither break the answer nor the log."""
@@ -532,6 +533,7 @@ class LogTests(SynchronousTestCase):
             tags.MODALITY: b"CT\nforged",
             tags.PATIENT_ID: b"1\nforged",
             tags.STUDY_INSTANCE_UID: b"1.\xff\nforged",
+            tags.SOP_INSTANCE_UID: b"1.\xff\nforged",
         }
         _, line = self.line(raw, Status.CANNOT_UNDERSTAND, log_patient_data=True)
         self.assertNotIn("\n", line)
