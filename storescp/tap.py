@@ -21,7 +21,7 @@ from storescp.log_files import BadLog, observer_for_twistd
 from storescp.priorities import complain
 from storescp.reloading import Reloading
 from storescp.service import CannotStart, StoreSCPService
-from storescp.settings import CONFIG_VARIABLE, Settings, unknown_variables
+from storescp.settings import CONFIG_VARIABLE, Settings, nearest, unknown_variables
 
 _log = Logger(namespace=__name__)
 
@@ -57,7 +57,10 @@ class Options(usage.Options, AuthOptionMixin):
             self.config = configured(settings)
             self.reloading = Reloading(self.gather, settings, self.config)
         except (usage.UsageError, ConfigError) as error:
-            _give_up(str(error))
+            text = str(error)
+            if text.endswith(" not recognized"):  # getopt's words
+                text += nearest(text.split()[1], (f"--{option.name}" for option in OPTIONS))
+            _give_up(text)
 
     def parseArgs(self, *arguments: str) -> None:
         """There are none besides the options: a port is often given as one."""

@@ -30,6 +30,7 @@ class RunTests(SynchronousTestCase):
         """A mistake is one line and exit status 1, also a port where DCMTK has it."""
         for arguments, expected in (
             (("--port", "x"), "--port: expected a port from 1 to 65535, got 'x'"),
+            (("--prot", "1"), "option --prot not recognized (nearest known: --port)"),
             (("11112",), "expected --port 11112, got '11112'"),
         ):
             done = subprocess.run(
