@@ -325,11 +325,14 @@ def _listen(text: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactor
     """Listen on the *endpoint* that *text* says. Raises CannotStart."""
     failures: list[Failure] = []
     ports: list[IListeningPort] = []
-    endpoint.listen(factory).addCallbacks(ports.append, failures.append)
-    if failures:
-        error = failures[0].value
-        reason = error.socketError if isinstance(error, CannotListenError) else error
-        raise CannotStart(f"cannot listen on {text}: {reason}")
+    maybeDeferred(endpoint.listen, factory).addCallbacks(ports.append, failures.append)
+    error = failures[0].value if failures else None
+    if isinstance(error, CannotListenError):
+        raise CannotStart(f"cannot listen on {text}: {error.socketError}")
+    if isinstance(error, OSError):
+        raise CannotStart(f"cannot listen on {text}: {error}")
+    if not ports or not IListeningPort.providedBy(ports[0]):
+        raise CannotStart(f"cannot listen on {text}: expected an endpoint that takes connections from now on")
     return ports[0]
 
 
@@ -352,4 +355,5 @@ def _address(port: IListeningPort) -> str:
     host = port.getHost()
     if isinstance(host, IPv4Address | IPv6Address):
         return f"{host.host} port {host.port}"
-    return str(getattr(host, "name", host))
+    name = getattr(host, "name", None)
+    return os.fsdecode(name) if name else str(host)

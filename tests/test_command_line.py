@@ -346,6 +346,16 @@ class PortTests(SynchronousTestCase):
             self.assertEqual(run("echoscu", "127.0.0.2", port).returncode, 0)
             server.stop()
 
+    def test_no_port(self) -> None:
+        """An endpoint of Twisted's that takes no connections is a mistake, told in one line."""
+        for workers in (1, 2):
+            ended = run_twistd("--listen", "stdio:", "--workers", workers, cwd=temporary_directory(self))
+            self.assertEqual(ended.returncode, 1)
+            expected = (
+                "storescp: cannot listen on stdio:: expected an endpoint that takes connections from now on\n"
+            )
+            self.assertEqual(ended.stderr, expected)
+
     def test_default_directory(self) -> None:
         """Without --storage-dir instances go to ./received, which is made."""
         home = temporary_directory(self)

@@ -414,6 +414,7 @@ class StartTests(SynchronousTestCase):
             peer.sendall(AAssociateRQ("STORESCP", "LOCAL", contexts).encode())
             self.assertEqual(peer.recv(1), b"\2")
             server.wait_for("association accepted: LOCAL at local socket to STORESCP")
+        self.assertIn(f"listening on {path}\n", server.output)
         self.assertEqual(server.stop()["aborted"], 1)
 
     def test_ipv6(self) -> None:
