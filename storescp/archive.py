@@ -36,6 +36,8 @@ class ServerArchive:
 
     lock = -1
     restored: Sequence[str] = ()
+    index_is_behind = False
+    """Whether the index was made just now, below a directory that has something: a backup, or another's archive."""
 
     def __init__(self, config: Config, worker: int | None = None) -> None:
         root = config.storage_dir
@@ -51,6 +53,10 @@ class ServerArchive:
                 self.directory = StorageDirectory(root, sync=sync, worker=worker, modes=config.modes)
                 stack.callback(self.directory.close)
                 if config.index_db is not None:
+                    if worker is None and not os.path.exists(config.index_db):
+                        self.index_is_behind = any(
+                            entry.name != PRIVATE_DIRECTORY for entry in os.scandir(root)
+                        )
                     self.index = Index(config.index_db)
                     stack.callback(self.index.close)
                 lost = LostAnswers(os.path.join(private, "lost-answers"), sync=sync)

@@ -140,9 +140,7 @@ class Receiver:
             if self._owed is None:
                 self._reporter = start_reporter(self._ledger, self._reactor, self._client_tls)
         space = FreeSpace(archive.directory.root, config.min_free, self._space_found)
-        with contextlib.suppress(
-            OSError
-        ):  # nobody waits for the first image to learn that there is no room for it
+        with contextlib.suppress(OSError):  # nobody waits for the first image to learn that it has no room
             space.check()
         self._store = InstanceStore(
             self._reactor,
@@ -306,6 +304,10 @@ def report(log: Logger, archive: ServerArchive) -> None:
         log.warn(
             "recovery: {count} files were not on the disk yet, and were put back from the journal",
             count=len(archive.restored),
+        )
+    if archive.index_is_behind:
+        log.warn(
+            "the index is new, and knows nothing of the files that are there: storescp reindex enters them"
         )
     for recovered in archive.recovered:
         if recovered.entered:

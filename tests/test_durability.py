@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import threading
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -247,6 +248,19 @@ class OperatorTests(SynchronousTestCase):
         server.wait_for("cannot store: index .*: No such file or directory")
         rows = server.rows("SELECT path FROM instances ORDER BY path")
         self.assertEqual([path for (path,) in rows], list(server.files()))
+
+    def test_restored(self) -> None:
+        """An archive without its index, as from a backup: the start says what to do, and after that no more."""
+        storage = temporary_directory(self) / "received"
+        line = "the index is new, and knows nothing of the files that are there: storescp reindex enters them"
+        for number, expected in ((1, False), (2, True), (3, False)):
+            server = FaultServer(self, storage)
+            self.assertEqual(line in server.output, expected)
+            uid = f"1.2.3.{number}"
+            self.assertEqual(store(server.address, [(uid, instance(uid))]), [0])
+            server.stop()
+            if number == 1:
+                shutil.rmtree(storage / ".storescp")
 
     def test_in_use(self) -> None:
         """A second server on the same storage directory ends at once with one line, and the first goes on."""
