@@ -16,7 +16,7 @@ import yaml
 from storescp.access import ANYONE, MAX_CALLERS, Address, Caller, Network, is_pattern
 from storescp.config_file import ConfigError, is_null, kind, line
 from storescp.naming import Duplicate, is_safe_uid
-from storescp.option_values import accept, ae_title, names, number, one_of, prefer, unexpected
+from storescp.option_values import accept, ae_title, is_host, names, number, one_of, prefer, unexpected
 from storescp.presentation import AcceptedClasses, Preference, resolve_accepted
 from storescp.settings import nearest
 from storescp.sop_classes import resolve_transfer_syntaxes
@@ -242,8 +242,8 @@ _host_and_port = re.compile(r"(tls:)?(\[[0-9A-Fa-f:.%]+\]|[0-9A-Za-z_.-]+):([0-9
 
 def _address(text: str) -> Address | None:
     match = _host_and_port(text)
-    if match is not None and 1 <= int(match[3]) <= 65535:
-        return Address(match[2].strip("[]"), int(match[3]), bool(match[1]))
+    if match is not None and 1 <= int(match[3]) <= 65535 and is_host(host := match[2].strip("[]")):
+        return Address(host, int(match[3]), bool(match[1]))
     if text == "none":
         return None
     raise unexpected("none, or where reports go: HOST:PORT, [IPV6]:PORT, or tls:HOST:PORT", text)

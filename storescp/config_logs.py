@@ -18,6 +18,7 @@ from storescp.option_values import (
     Values,
     file_or_none,
     flag,
+    is_host,
     names,
     number,
     one_of,
@@ -66,8 +67,9 @@ def _audit(texts: tuple[str, ...]) -> tuple[Transport, str, int] | None:
     if match is not None:
         transport = Transport(match[1])
         port = int(match[4] or _PORTS[transport])
-        if 1 <= port <= 65535:
-            return transport, match[2] or match[3], port
+        host = match[2] or match[3]
+        if 1 <= port <= 65535 and is_host(host):
+            return transport, host, port
     raise unexpected("none, udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT", texts[0])
 
 

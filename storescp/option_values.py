@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import ipaddress
 import os
 import pathlib
 import re
@@ -192,6 +193,18 @@ def endpoints(texts: tuple[str, ...]) -> tuple[str, ...]:
         if not (colon and kind.isidentifier() and kind.isascii() and text.isprintable()):
             raise unexpected("a Twisted endpoint such as tcp:11112:interface=127.0.0.1", text)
     return texts
+
+
+_is_host_name = re.compile(r"(?=.{1,254}\Z)([0-9A-Za-z_-]{1,63}\.)*[0-9A-Za-z_-]{1,63}\.?").fullmatch
+
+
+def is_host(text: str) -> bool:
+    """Whether *text* is an IP address, or a name that can be looked up: with underscores, which many sites have."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return _is_host_name(text) is not None
+    return True
 
 
 def names(texts: tuple[str, ...]) -> tuple[str, ...]:

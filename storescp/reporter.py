@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, inlineCallbacks
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.interfaces import (
     IDelayedCall,
@@ -38,6 +38,7 @@ from storescp.requestor import RequestedAssociation
 from storescp.scu import MAXIMUM_LENGTH
 from storescp.scu_errors import AssociationError
 from storescp.sop_classes import STORAGE_COMMITMENT
+from storescp.transports import HostEndpoint
 
 #: Seconds for a connection, and for each answer.
 TIMEOUT = 30.0
@@ -262,7 +263,7 @@ class Reporter:
         )
         factory = Factory.forProtocol(partial(RequestedAssociation, request, self._reactor, TIMEOUT))
         factory.noisy = False
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(
+        endpoint: IStreamClientEndpoint = HostEndpoint(
             self._reactor, address.host, address.port, timeout=TIMEOUT
         )
         if address.is_secure:

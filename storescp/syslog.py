@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.endpoints import wrapClientTLS
 from twisted.internet.interfaces import (
     IDelayedCall,
     IHandshakeListener,
@@ -31,7 +31,7 @@ from storescp.audit_settings import AuditSettings, Transport
 from storescp.syslog_format import counted
 from storescp.syslog_queue import MessageQueue
 from storescp.syslog_udp import DatagramSyslog
-from storescp.transports import socket_of, unacknowledged
+from storescp.transports import HostEndpoint, socket_of, unacknowledged
 
 if TYPE_CHECKING:
     from storescp.syslog_tls import Client  # needs pyOpenSSL
@@ -315,7 +315,7 @@ def syslog_to(settings: AuditSettings, reactor: ReactorBase) -> Syslog:
     if settings.transport is Transport.UDP:
         return DatagramSyslog(name, reactor, host, port)
 
-    endpoint = HostnameEndpoint(reactor, host, port, timeout=CONNECT_TIMEOUT)
+    endpoint = HostEndpoint(reactor, host, port, timeout=CONNECT_TIMEOUT)
     if settings.transport is Transport.TCP:
         return StreamSyslog(name, reactor, endpoint)
     from storescp.syslog_tls import Client

@@ -7,6 +7,7 @@ import socket
 import sys
 import termios
 
+from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.interfaces import IAddress, IConsumer, IPushProducer, ISystemHandle, ITCPTransport
 from twisted.protocols.policies import ProtocolWrapper
 
@@ -35,6 +36,18 @@ def socket_of(transport: object) -> socket.socket | None:
 def unacknowledged(handle: socket.socket) -> int:
     """Bytes that were given to the kernel, and that the other end's kernel has not acknowledged: tcp(7), SIOCOUTQ."""
     return int.from_bytes(fcntl.ioctl(handle, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+class HostEndpoint(HostnameEndpoint):
+    """Twisted's, for a *host* that is an address or a name in ASCII.
+
+    That one wants names as IDNA has them, and refuses those with underscores, which resolvers know.
+    """
+
+    @staticmethod
+    def _hostAsBytesAndText(host: bytes | str) -> tuple[bool, bytes, str]:
+        text = host.decode("ascii") if isinstance(host, bytes) else host
+        return False, text.encode("ascii"), text
 
 
 def origin_of(peer: IAddress | None) -> tuple[str, str]:

@@ -241,6 +241,13 @@ class SectionTests(_TestCase):
                 "callers: {A: {max-assoc: -1}}",
                 "callers.A.max-assoc: expected 0 or a whole number from 1 to 65535",
             ),
+            *(
+                (
+                    f"callers: {{A: {{commitment: '{host}:104'}}}}",
+                    "callers.A.commitment: expected none, or where",
+                )
+                for host in ("a..b", "a" * 64, ".", "[1:2]", "tls:a b")
+            ),
             ("callers: {A: {max-assoc: [1]}}", "callers.A.max-assoc: expected one value, got a list"),
             ("callers: {A: {maxassoc: 1}}", "got 'maxassoc' (nearest known: max-assoc)"),
             (

@@ -318,6 +318,11 @@ class CommandLineTests(_TestCase):
                 ],
             ),
             ("log-format", ["text", "json"], ["JSON", ""]),
+            (
+                "audit",
+                ["none", "udp://a", "tcp://my_host.ward.:601", "tls://[::1]:6514", "tcp://192.0.2.1"],
+                ["", "http://a", "tcp://a..b", f"tcp://{'a' * 64}", "tcp://a:0", "udp://[1:2]"],
+            ),
             ("log-file", ["none", "/x"], ["", " ", "a\0b"]),
             ("log-rotate", ["none"], ["weekly", "1K", "-1", ""]),
             ("log-keep", ["0", "1", "10000"], ["-1", "10001", "all"]),
