@@ -141,7 +141,7 @@ class Child:
         number, _, host = message.text.partition(" ")
         if number:
             self._departures.expect(host, int(number))
-        if not self._serve(message.descriptor, factory):
+        if not self._serve(message.descriptor, factory) and number:
             self._departures.leave(host)
         self._count()
         self._occupancy.taken()

@@ -94,7 +94,7 @@ class Connections(Factory, Generic[P]):
         self.audit: Audit | None = None
         self.occupancy = occupancy if occupancy is not None else Occupancy(limits.max_assoc)
         self.associations: set[P] = set()
-        self._admitted: dict[P, str] = {}  # and from which host: a load balancer's, whomever it speaks for
+        self._counted: dict[P, str] = {}  # and from which host: a load balancer's, whomever it speaks for
         self.pending: dict[P, None] = {}  # in the order of their coming
         self._is_closed = False
         self._drained: Deferred[None] | None = None
@@ -139,7 +139,8 @@ class Connections(Factory, Generic[P]):
             )
             connection.abort(refusal)
         else:
-            self._admitted[connection] = connection.host
+            if self.admission.counted:
+                self._counted[connection] = connection.host
             self._wait(connection)
 
     def rejected(self, title: str, counter: str) -> None:
@@ -179,7 +180,7 @@ class Connections(Factory, Generic[P]):
 
     def closed(self, connection: P) -> None:
         self._forget(connection)
-        if (host := self._admitted.pop(connection, None)) is not None:
+        if (host := self._counted.pop(connection, None)) is not None:
             self.admission.leave(host)
         self._check_drained()
 

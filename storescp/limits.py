@@ -56,6 +56,8 @@ class Admission:
     """Which connections may come in, by their addresses. That of a local socket is empty, and never too many."""
 
     def __init__(self, max_per_address: int, max_rate: float) -> None:
+        self.counted = False
+        """Whether the connection that was let in last is counted: if so, its end must be told."""
         self._counts: dict[str, int] = {}
         self._due: dict[str, float] = {}  # when the address has used up nothing any more of what it may
         self.limit(max_per_address, max_rate)
@@ -68,6 +70,7 @@ class Admission:
 
     def admit(self, host: str, now: float) -> str:
         """Let in a connection from *host* at the time *now*, in seconds; else the reason why not."""
+        self.counted = False
         if not host:
             return ""
         address = network_of(host)
@@ -79,14 +82,13 @@ class Admission:
         return ""
 
     def leave(self, host: str) -> None:
-        """A connection from *host* that was let in has ended."""
-        if host and self._counts:
-            address = network_of(host)
-            left = self._counts.get(address, 0) - 1
-            if left > 0:
-                self._counts[address] = left
-            else:
-                self._counts.pop(address, None)
+        """A connection from *host* that is counted has ended."""
+        address = network_of(host)
+        left = self._counts[address] - 1
+        if left:
+            self._counts[address] = left
+        else:
+            del self._counts[address]
 
     def count(self, address: str) -> int:
         """The connections from *address* at this moment."""
@@ -95,6 +97,7 @@ class Admission:
     def enter(self, address: str) -> None:
         """One more connection from *address*."""
         if self._max_per_address:
+            self.counted = True
             self._counts[address] = self._counts.get(address, 0) + 1
 
     def _is_in_time(self, address: str, now: float) -> bool:

@@ -230,24 +230,31 @@ class Departures(Admission):
     def __init__(self, slot: Slot) -> None:
         super().__init__(0, 0)
         self._slot = slot
+        self._is_expected = False
         self._open: dict[str, tuple[int, int]] = {}  # number of the address, and connections from there
 
     def limit(self, max_per_address: int, max_rate: float) -> None:
         """None here: see the class."""
         super().limit(0, 0)
 
+    def admit(self, host: str, now: float) -> str:
+        """See Admission: it has been let in."""
+        self.counted, self._is_expected = self._is_expected, False
+        return ""
+
     def expect(self, host: str, number: int) -> None:
-        """A connection from *host* comes, to be counted under *number*."""
+        """The connection that comes next is from *host*, and to be counted under *number*."""
+        self._is_expected = True
         _, count = self._open.get(host, (number, 0))
         self._open[host] = number, count + 1
 
     def leave(self, host: str) -> None:
         """See Admission."""
-        if host in self._open:
-            number, count = self._open.pop(host)
-            if count > 1:
-                self._open[host] = number, count - 1
-            self._slot.closed[number] += 1
+        self._is_expected = False
+        number, count = self._open.pop(host)
+        if count > 1:
+            self._open[host] = number, count - 1
+        self._slot.closed[number] += 1
 
 
 class SharedOccupancy(Occupancy):

@@ -92,14 +92,15 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual(counting._counts, {})
 
     def test_other_limits(self) -> None:
-        """Other limits are judged by at once; connections that came without one do not count, nor does their end."""
+        """Other limits are judged by at once; connections that came without one do not count."""
         admission = Admission(0, 0)
         self.assertEqual([admission.admit("a", 0.0) for _ in range(9)], [""] * 9)
+        self.assertFalse(admission.counted)
         admission.limit(2, 0)
         self.assertEqual([admission.admit("a", 0.0) for _ in range(3)].count(""), 2)
         admission.limit(3, 0)
         self.assertEqual([admission.admit("a", 0.0) for _ in range(2)].count(""), 1)
-        for _ in range(12):
+        for _ in range(3):
             admission.leave("a")
         self.assertEqual(admission._counts, {})
         admission.limit(0, 1)
@@ -108,8 +109,7 @@ class AdmissionTests(SynchronousTestCase):
     def test_local_sockets(self) -> None:
         """Peers without an address are never too many."""
         admission = Admission(1, 0.01)
-        self.assertEqual({admission.admit("", 0.0) for _ in range(10)}, {""})
-        admission.leave("")
+        self.assertEqual({(admission.admit("", 0.0), admission.counted) for _ in range(10)}, {("", False)})
 
 
 class NewSettingsTests(SynchronousTestCase):
@@ -117,6 +117,17 @@ class NewSettingsTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.world = World(max_assoc=2, max_pending=4, timeout=100, max_in_flight=1000)
+
+    def test_first_limit_of_an_address(self) -> None:
+        """Connections that came before there was one make no room for others when they end."""
+        before = [self.world.connect() for _ in range(2)]
+        self.use(max_per_address=1)
+        counted = self.world.connect()
+        for peer in before:
+            peer.drop()
+        self.assertFalse(self.world.connect().is_open)
+        counted.drop()
+        self.assertTrue(self.world.connect().is_open)
 
     def use(self, maximum_length: int = 16384, **limits: int) -> None:
         factory = self.world.factory

@@ -226,7 +226,10 @@ class AdmissionTests(SynchronousTestCase):
             return False
         number = self.parent.number(host)
         self.parent.given(worker, number)
-        self.workers[worker].expect(host, number)
+        if number:
+            self.workers[worker].expect(host, number)
+        self.workers[worker].admit(host, 0.0)
+        self.assertEqual(self.workers[worker].counted, number > 0)
         return True
 
     def test_of_all_workers(self) -> None:
@@ -279,6 +282,7 @@ class AdmissionTests(SynchronousTestCase):
         self.assertEqual([self.connect(0) for _ in range(2)], [True, False])
 
     def test_not_expected(self) -> None:
-        """A connection that is not counted may leave as well."""
-        self.workers[0].leave("")
-        self.workers[0].leave("192.0.2.7")
+        """A connection that is not counted is none whose end must be told."""
+        for host in ("", "192.0.2.7"):
+            self.assertEqual(self.workers[0].admit(host, 0.0), "")
+            self.assertFalse(self.workers[0].counted)
