@@ -63,7 +63,7 @@ class PrepareTests(SynchronousTestCase):
         self.machine = pathlib.Path(self.mktemp()).resolve()
         self.bin = self.machine / "bin"
         self.bin.mkdir(parents=True)
-        for program in ("sh", "cat", "cp", "cut", "dirname", "find", "grep", "rm", "sort", "tr"):
+        for program in ("sh", "cat", "cp", "cut", "dirname", "find", "grep", "rm", "sed", "sort", "tr"):
             found = shutil.which(program)
             assert found is not None
             (self.bin / program).symlink_to(found)
