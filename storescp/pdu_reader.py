@@ -22,7 +22,12 @@ from storescp.pdu import (
 _PDV = struct.Struct(">IBB")
 
 # First bytes of what is often sent to a port for DICOM by mistake.
-_OTHER_PROTOCOLS = {0x16: ": does it speak TLS?", 0x47: ": does it speak HTTP?"}
+_OTHER_PROTOCOLS = {
+    0x0D: ": does it speak the PROXY protocol?",
+    0x16: ": does it speak TLS?",
+    0x47: ": does it speak HTTP?",
+    0x50: ": does it speak the PROXY protocol?",
+}
 
 
 class PDUReader:

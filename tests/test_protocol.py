@@ -479,6 +479,11 @@ class StrangerTests(SynchronousTestCase):
                 b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)) * 2,
                 "PDU type 16H: does it speak TLS?",
             ),
+            (
+                b"PROXY TCP4 192.0.2.9 192.0.2.1 5000 104\r\n",
+                "PDU type 50H: does it speak the PROXY protocol?",
+            ),
+            (b"\r\n\r\n\0\r\nQUIT\n!\x11", "PDU type 0DH: does it speak the PROXY protocol?"),
             (b"\x00" * 100, "PDU type 00H"),
             (b"\xff" * 100, "PDU type FFH"),
             # An A-ASSOCIATE-RQ of 4 GiB, and one of 4 bytes.
