@@ -36,6 +36,8 @@ class Kind(enum.Enum):
     """Do not wait for them any longer."""
     COUNTED = b"n"
     """The worker's counts have changed: it has taken connections, or has more of them without an association."""
+    LOST = b"l"
+    """A file with credentials or settings came without its descriptor: they are wanted again."""
     OWED = b"o"
     """Something may be owed that the parent has to report."""
     READY = b"r"

@@ -42,6 +42,9 @@ BEAT = 1.0
 #: Seconds for which connections are collected that one message acknowledges. So much later a peer may see one cut.
 ACKNOWLEDGE_AFTER = 0.01
 
+#: Seconds until what was lost is asked for again.
+ASK_AGAIN = 1.0
+
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -151,14 +154,14 @@ class Child:
 
     def _use(self, descriptor: int) -> None:
         if descriptor < 0:
-            self.log.error("the credentials for TLS were lost: too many open files")
+            self._lost("the credentials for TLS")
             return
         assert self._tls is not None
         self._tls.use(_unpickled(descriptor))
 
     def _configure(self, descriptor: int) -> None:
         if descriptor < 0:
-            self.log.error("the new settings were lost: too many open files")
+            self._lost("the new settings")
             return
         config: Config = _unpickled(descriptor)
         try:
@@ -169,6 +172,10 @@ class Child:
         if self._tls is not None and config.tls is not None:
             self._tls.settings = config.tls  # the credentials come before the next connection that needs them
         self._observer.set_levels(config.logs.levels)
+
+    def _lost(self, what: str) -> None:
+        self.log.error("{what} were lost: too many open files; they are asked for again", what=what)
+        self._reactor.callLater(ASK_AGAIN, self._channel.send, Kind.LOST)
 
     def _serve(self, descriptor: int, factory: IProtocolFactory) -> bool:
         """Whether the connection is there."""

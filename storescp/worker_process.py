@@ -83,6 +83,7 @@ class WorkerProcess:
         self._unacknowledged: deque[Accepted] = deque()  # the last of these, not known to be taken
         self._credentials: IO[bytes] | None = None  # that it has for TLS
         self._configuration: IO[bytes] | None = None  # that it is to have, where it has another one
+        self._configured: IO[bytes] | None = None  # the last of these
 
     # -- what it is given --
 
@@ -130,7 +131,7 @@ class WorkerProcess:
     def configure(self, configuration: IO[bytes]) -> None:
         """Have it do as the settings in the file *configuration* say, before it takes another connection."""
         if self._channel is not None:
-            self._configuration = configuration
+            self._configuration = self._configured = configuration
             self._send_configuration()
 
     def _send_configuration(self) -> bool:
@@ -202,7 +203,7 @@ class WorkerProcess:
         self._channel, self.began = channel, self._reactor.seconds()
         self.is_ready, self._line = False, b""
         self._sent = 0
-        self._credentials = self._configuration = None
+        self._credentials = self._configuration = self._configured = None
 
     def wait_until_ready(self) -> None:
         """At the start of the server, when no reactor runs. Raises CannotOpen."""
@@ -240,6 +241,9 @@ class WorkerProcess:
             self._send_configuration()
             self._let_go()
             self._counted(self)
+        elif message.kind is Kind.LOST:
+            self._credentials, self._configuration = None, self._configured
+            self._send_configuration()
         elif message.kind is Kind.OWED:
             self._owed()
         elif message.kind is Kind.FAILED:

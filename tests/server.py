@@ -113,6 +113,13 @@ def run_twistd(
     )
 
 
+def eventually(condition: Callable[[], object]) -> None:
+    """Ask until it is so."""
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "it never was"
+
+
 def temporary_directory(case: SynchronousTestCase) -> pathlib.Path:
     """A directory that is removed after the test."""
     path = pathlib.Path(tempfile.mkdtemp(prefix="storescp-"))

@@ -26,9 +26,8 @@ from storescp.pdu import (
 )
 from storescp.sop_classes import STORAGE_COMMITMENT
 from storescp.upper_layer import AbortIndication, AssociateIndication, ReleaseIndication, UpperLayer
-from tests.server import DEADLINE, Server, run, temporary_directory
+from tests.server import DEADLINE, Server, eventually, run, temporary_directory
 from tests.test_commitment_end_to_end import BOTH, CT, MR
-from tests.test_web import eventually
 
 IMPLICIT = "1.2.840.10008.1.2"
 GRANTED = RoleSelection(STORAGE_COMMITMENT, scu=False, scp=True).item

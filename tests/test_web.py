@@ -13,11 +13,9 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
 from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -38,6 +36,7 @@ from tests.server import (
     DEADLINE,
     Server,
     environment,
+    eventually,
     free_port,
     run,
     run_twistd,
@@ -125,13 +124,6 @@ class Texts(html.parser.HTMLParser):
     def handle_data(self, data: str) -> None:
         """See HTMLParser."""
         self.pieces.append(data.strip())
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    """Ask until it is so."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "it never was"
 
 
 def answered(server: Server, count: int) -> Scrape:

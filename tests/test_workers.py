@@ -34,6 +34,7 @@ from tests.server import (
     DEADLINE,
     STOPPED,
     Server,
+    eventually,
     free_port,
     run,
     run_twistd,
@@ -204,6 +205,33 @@ class SendersTests(SynchronousTestCase):
             resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
             self.assertIsInstance(scu.associate(), AAssociateAC)
             scu.release()
+
+    def test_settings_lost(self) -> None:
+        """Settings that come when workers may open nothing more are there as soon as they may."""
+        config = temporary_directory(self) / "storescp.yaml"
+        config.write_text("ae-title: BEFORE\ncheck-called-ae: true\n")
+        server = Server(self, "--workers", 2, "--config", config)
+        workers = workers_of(server)
+        limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in workers}
+        for pid, (_, hard) in limits.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (0, hard))
+        config.write_text("ae-title: AFTER\ncheck-called-ae: true\n")
+        server.send_signal(signal.SIGHUP)
+        server.wait_for("the new settings were lost: too many open files; they are asked for again", count=2)
+        for pid, before in limits.items():
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        with contextlib.ExitStack() as stack:
+
+            def is_taken() -> bool:
+                with contextlib.ExitStack() as unless_it_is:
+                    scu = unless_it_is.enter_context(RawSCU(server.address))
+                    if not isinstance(scu.associate(called="AFTER"), AAssociateAC):
+                        return False
+                    stack.push(unless_it_is.pop_all())  # so that the next one is the other worker's
+                return True
+
+            for _ in workers:
+                eventually(is_taken)
 
     def test_low_space(self) -> None:
         """All of them refuse images for want of space, and the log says it once."""
