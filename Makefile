@@ -14,8 +14,12 @@
 #
 # PYTHON=/path/to/python3 chooses the interpreter; otherwise the first of 3.11 or newer is taken.
 
-# Tests wait for servers more than they compute.
-JOBS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 2))))
+# Tests wait for servers more than they compute; those with the oldest versions take what the others leave.
+CORES := $(shell nproc 2>/dev/null || echo 2)
+JOBS ?= $(shell echo $$((2 * $(CORES))))
+# The tests of what uses those versions.
+OLDEST := $(addprefix tests.test_,authentication config end_to_end logs operator_run protocol scp sop_classes store tls \
+	worker)
 PYTHON ?=
 BIN := .venv/bin
 
@@ -34,17 +38,12 @@ test:
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict $(wildcard storescp twisted/plugins tests bench fuzz tools)
-	@# The oldest versions take what the newest leave of the processors, and are heard when those have had their say.
-	@$(MAKE) --no-print-directory test-oldest JOBS=$$(nproc) >.venv-oldest/said 2>&1 & \
-	$(BIN)/python tools/run_trial.py $(BIN)/trial -j$(JOBS) tests; status=$$?; \
-	wait $$! || status=1; cat .venv-oldest/said; exit $$status
+	$(BIN)/python tools/run_trial.py $(BIN)/trial -j$(JOBS) tests -- .venv-oldest/bin/trial -j$(CORES) $(OLDEST)
 
-test-oldest: TESTS ?= $(addprefix tests.test_,authentication config end_to_end logs operator_run protocol scp sop_classes \
-	store tls worker)
 test-oldest:
 	@tools/prepare peers
 	@tools/prepare venv oldest $(PYTHON)
-	.venv-oldest/bin/python tools/run_trial.py .venv-oldest/bin/trial -j$(JOBS) $(TESTS)
+	.venv-oldest/bin/python tools/run_trial.py .venv-oldest/bin/trial -j$(JOBS) $(or $(TESTS),$(OLDEST))
 
 docs:
 	@tools/prepare venv test $(PYTHON)

@@ -17,12 +17,18 @@ DCMTK = ("echoscu", "storescu", "storescp")
 class RunTrialTests(SynchronousTestCase):
     """tools/run_trial.py, with a few words of Python in the place of trial."""
 
+    def run_trial(self, *fakes: str) -> tuple[int, list[str]]:
+        """Return the exit status and the lines printed when these are run in the place of trial."""
+        command = [sys.executable, str(ROOT / "tools" / "run_trial.py")]
+        for fake in fakes:
+            command += ["--", sys.executable, "-c", fake]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        return done.returncode, done.stdout.splitlines()
+
     def judge(self, output: str, status: int = 0) -> tuple[int, str]:
         """Return the exit status and the last line printed when trial prints this output."""
-        fake = f"import sys; print({output!r}); sys.exit({status})"
-        command = [sys.executable, str(ROOT / "tools" / "run_trial.py"), sys.executable, "-c", fake]
-        done = subprocess.run(command, capture_output=True, text=True)
-        return done.returncode, done.stdout.splitlines()[-1]
+        ended, lines = self.run_trial(f"import sys; print({output!r}); sys.exit({status})")
+        return ended, lines[-1]
 
     def test_all_passed(self) -> None:
         """A run in which every test passed is good, and says how many they were."""
@@ -50,6 +56,19 @@ class RunTrialTests(SynchronousTestCase):
         """A run of no tests is no success, whatever trial's exit status."""
         self.assertEqual(self.judge("Ran 0 tests in 0.000s\n\nPASSED"), (1, "0 passed, 0 failed"))
         self.assertEqual(self.judge("no summary at all"), (1, "0 passed, 0 failed"))
+
+    def test_side_by_side(self) -> None:
+        """Of two that run at the same time the second is heard behind the first; either can fail the whole."""
+        good, bad = "print('PASSED (successes=2)')", "print('FAILED (errors=1, successes=3)')"
+        self.assertEqual(
+            self.run_trial(good, good), (0, ["PASSED (successes=2)"] * 2 + ["4 passed, 0 failed"])
+        )
+        for fakes in ((good, bad), (bad, good), (good, "print('PASSED')"), (good, good + "; exit(1)")):
+            self.assertEqual(self.run_trial(*fakes)[0], 1, fakes)
+        self.assertEqual(self.run_trial(bad, good)[1][-1], "5 passed, 1 failed")
+        os.mkfifo(pipe := self.mktemp())  # either end waits for the other
+        ends = (f"open({pipe!r}, {mode!r}).close(); {good}" for mode in "rw")
+        self.assertEqual(self.run_trial(*ends)[0], 0)
 
     def test_exit_status(self) -> None:
         """A failing exit status fails the run, whatever the summary says."""
