@@ -23,6 +23,7 @@ from storescp import dataset_head as tags
 from storescp.commit import Committer, DuplicateInstance
 from storescp.dataset_head import Head, HeadError, HeadReader
 from storescp.dimse import Status
+from storescp.flushing import start_writing
 from storescp.index import IndexUnavailable, ReceivedInstance
 from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
 from storescp.naming import Naming, UnsafeUID, relative_path
@@ -386,6 +387,7 @@ class IncomingInstance:
         if chunk:
             self.file.write(chunk)
             if self._store.directory.sync and not self.content:
+                start_writing(self.file.descriptor)
                 for piece in chunk:
                     self.checksum = zlib.crc32(piece, self.checksum)
         if self.digest is not None:

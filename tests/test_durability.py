@@ -15,7 +15,8 @@ from tests.faults.load import FaultServer
 from tests.raw_scu import RawSCU, instance, store, store_command
 from tests.server import Server, run, run_twistd, temporary_directory
 
-_CALLS = "trace=openat,pwrite64,pwritev2,pwritev,fdatasync,fsync,io_submit,io_getevents,link,linkat,sendto"
+_CALLS = "trace=openat,pwrite64,pwritev2,pwritev,sync_file_range,"
+_CALLS += "fdatasync,fsync,io_submit,io_getevents,link,linkat,sendto"
 _FINISHED = re.compile(r"(\d+) +(\w+)\((.*)\) += \d+(?:<[^>]*>)?$")
 _UNFINISHED = re.compile(r"(\d+) +(\w+)\((.*) <unfinished \.\.\.>$")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. (\w+) resumed>(.*)\) += \d+(?:<[^>]*>)?$")
@@ -30,7 +31,8 @@ class _Disk:
         self.are_safe = 0
         self.small = 0  # of which the journal has the content
         self.large = 0  # of which it has but the name
-        self._content: set[str] = set()  # hidden names of files whose content is synced
+        self._begun: set[str] = set()  # hidden names of files that the disk has begun with,
+        self._content: set[str] = set()  # and those whose content is synced
         self._written: dict[str, set[str]] = {"+": set(), "*": set()}  # paths that the journal was told of,
         self._journal: dict[str, set[str]] = {
             "+": set(),
@@ -48,6 +50,11 @@ class _Disk:
             self.case.assertLessEqual(self.answers, self.are_safe, "an answer came too early")
         elif call in ("fsync", "fdatasync", "io_submit"):
             files = re.findall(r"aio_fildes=\d+<([^>]*)>", arguments) if call == "io_submit" else [where]
+            for file in files:
+                if "/incoming/" in file:
+                    self.case.assertIn(
+                        file, self._begun, "the disk was waited for before it had anything to do"
+                    )
             # What comes later than the beginning may not be included.
             self._submitted[thread] = {
                 file: set(self._hidden) if file.endswith("/incoming") else set() for file in files
@@ -71,6 +78,8 @@ class _Disk:
                 elif where.endswith("/incoming"):
                     self._hidden -= durable
                 self._content.add(where)
+        elif call == "sync_file_range":
+            self._begun.add(_where(arguments))
         elif call == "openat" and "O_CREAT" in arguments and "/incoming" in arguments:
             self._hidden.update(_paths(arguments))
         elif call in ("link", "linkat"):

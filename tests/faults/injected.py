@@ -47,6 +47,7 @@ ERRORS = {
     "writev": ("ENOSPC", "EIO", "EDQUOT", "EFBIG"),
     "pwrite64": ("ENOSPC", "EIO"),
     "pwritev2": ("ENOSPC", "EIO", "EDQUOT"),
+    "sync_file_range": ("EIO", "ENOSPC"),
     "io_submit": ("EAGAIN", "EINVAL"),
     "io_getevents": ("EINVAL",),
     "pread64": ("EIO",),
@@ -222,7 +223,7 @@ def injected_errors(
         for when in [*map(str, range(1, counts[call] + 1)), "1+"]
         if counts[call]
     ]
-    syncs = {"fdatasync"} if size <= JOURNAL_BYTES else {"io_submit", "io_getevents"}
+    syncs = {"fdatasync"} if size <= JOURNAL_BYTES else {"sync_file_range", "io_submit", "io_getevents"}
     case.assertLessEqual({"openat", "writev", "pwritev2", *syncs}, {call for call, _, _ in faults})
     if limit is not None:
         faults = sorted(source.sample(faults, min(limit, len(faults))))
