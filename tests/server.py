@@ -48,11 +48,19 @@ STOPPED = re.compile(
 )
 
 
+_kept: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A TCP port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A TCP port of 127.0.0.1 that nobody has, nor gets by chance as long as this process lives.
+
+    It is bound already, so that the system gives it to no connection; whoever asks for it, as servers do, may listen.
+    """
+    kept = socket.socket()
+    kept.bind(("127.0.0.1", 0))
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _kept.append(kept)
+    port: int = kept.getsockname()[1]
     return port
 
 
