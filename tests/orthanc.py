@@ -27,7 +27,7 @@ class Orthanc:
         self._case = case
         self._port = free_port()
         home = temporary_directory(case)
-        settings |= {
+        settings = {
             "StorageDirectory": str(home / "db"),
             "IndexDirectory": str(home / "db"),
             "HttpPort": self._port,
@@ -36,6 +36,7 @@ class Orthanc:
             "Plugins": [],
             "DicomAssociationCloseDelay": 0,
             "DicomModalities": modalities,
+            **settings,
         }
         (home / "orthanc.json").write_text(json.dumps(settings))
         paths = environment() | {"TCP_NODELAY": "1"}  # or it waits 40 ms for each answer

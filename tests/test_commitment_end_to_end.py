@@ -480,7 +480,10 @@ class OrthancTests(_TestCase):
             self, *self.options(f"127.0.0.1:{dicom}"), "--commitment-delay", "600", "--ae-title", "ARCHIVE"
         )
         modality = {"AET": "ARCHIVE", "Host": "127.0.0.1", "Port": server.port}
-        orthanc = Orthanc(self, {"archive": modality}, DicomAet="CT1", DicomPort=dicom)
+        # Its association is open when the server dies.
+        orthanc = Orthanc(
+            self, {"archive": modality}, DicomAet="CT1", DicomPort=dicom, DicomAssociationCloseDelay=5
+        )
         orthanc.store("archive", CT)
         transaction = orthanc.ask("archive", (CT_IMAGE_STORAGE, CT_UID), (CT_IMAGE_STORAGE, "1.2.3"))
         self.assertEqual(orthanc.rest(f"storage-commitment/{transaction}")["Status"], "Pending")
