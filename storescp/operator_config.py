@@ -46,14 +46,19 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     show.set_defaults(command=_show)
     for command in (check, show):
         command.add_argument("--json", action="store_true", help="print JSON")
-        group = command.add_argument_group("the server's options")
-        for option in OPTIONS:
-            add_option(group, option)
+        add_options(command)
 
 
 def _help(parser: argparse.ArgumentParser) -> int:
     parser.print_help()
     return 0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add all of the server's options to the *parser* of a command, as a group of their own."""
+    group = parser.add_argument_group("the server's options")
+    for option in OPTIONS:
+        add_option(group, option)
 
 
 def add_option(group: argparse._ActionsContainer, option: Option[object]) -> None:

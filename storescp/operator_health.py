@@ -11,8 +11,8 @@ import re
 import socket
 import sys
 
-from storescp.config import OPTIONS, Config, configured
-from storescp.operator_config import CONFIG, add_option, given_settings
+from storescp.config import Config, configured
+from storescp.operator_config import CONFIG, add_options, given_settings
 from storescp.operator_output import printable
 from storescp.operator_peer import ECHO_CONTEXT
 from storescp.scu import SCU
@@ -44,9 +44,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         " well: by /healthz if it has --http, else by an association. A rejection is an answer, too.",
     )
     parser.add_argument("-c", "--config", metavar="FILE", help=CONFIG)
-    group = parser.add_argument_group("the server's options")
-    for option in OPTIONS:
-        add_option(group, option)
+    add_options(parser)
     parser.set_defaults(command=_health)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from twisted.internet.base import ReactorBase
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -101,6 +101,4 @@ class DatagramSyslog(DatagramProtocol):
             assert self.transport is not None
             self.transport.stopListening()
         self._queue.close()
-        done: Deferred[None] = Deferred()
-        done.callback(None)
-        return done
+        return succeed(None)
