@@ -29,15 +29,12 @@ from zope.interface import implementer
 
 from storescp.audit_settings import AuditSettings, Transport
 from storescp.syslog_format import counted
-from storescp.syslog_queue import MessageQueue
+from storescp.syslog_queue import FIRST_DELAY, LONGEST_DELAY, MessageQueue
 from storescp.syslog_udp import DatagramSyslog
 from storescp.transports import HostEndpoint, socket_of, unacknowledged
 
 if TYPE_CHECKING:
     from storescp.syslog_tls import Client  # needs pyOpenSSL
-
-#: Seconds before a connection is tried again: at first, and at last.
-FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 
 #: Seconds that a connection and its handshake may take.
 CONNECT_TIMEOUT: Final = 15.0

@@ -16,6 +16,9 @@ from storescp.logs import Repeated
 #: Bytes of messages that may wait, or be on their way; of messages that peers can cause as often as they like, half.
 MOST: Final = 4 << 20
 
+#: Seconds before the receiver is tried again, by a connection, a socket or its name: at first, and at last.
+FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
+
 
 class MessageQueue:
     """For the receiver *name*."""

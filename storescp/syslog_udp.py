@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import (
@@ -17,11 +15,7 @@ from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from storescp.syslog_queue import MessageQueue
-
-#: Seconds before another socket is made, and before a name is looked up again.
-FIRST_DELAY: Final = 1.0
-LONGEST_DELAY: Final = 60.0
+from storescp.syslog_queue import FIRST_DELAY, LONGEST_DELAY, MessageQueue
 
 
 @implementer(IResolutionReceiver)

@@ -23,9 +23,9 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
-from storescp.syslog import CHECK_INTERVAL, FIRST_DELAY, LAST_INTERVAL, LONGEST_DELAY, StreamSyslog
+from storescp.syslog import CHECK_INTERVAL, LAST_INTERVAL, StreamSyslog
 from storescp.syslog_format import counted, syslog_message
-from storescp.syslog_queue import MOST
+from storescp.syslog_queue import FIRST_DELAY, LONGEST_DELAY, MOST
 from tests.pki import Authority
 from tests.server import DEADLINE, temporary_directory
 
