@@ -6,7 +6,6 @@ process of a server does so, for all of them; what is owed is in the ledger, whe
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator
 from functools import partial
@@ -38,7 +37,7 @@ from storescp.requestor import RequestedAssociation
 from storescp.scu import MAXIMUM_LENGTH
 from storescp.scu_errors import AssociationError
 from storescp.sop_classes import STORAGE_COMMITMENT
-from storescp.transports import HostEndpoint
+from storescp.transports import HostEndpoint, end_of
 
 #: Seconds for a connection, and for each answer.
 TIMEOUT = 30.0
@@ -273,7 +272,7 @@ class Reporter:
             connecting = self._connecting[pair] = endpoint.connect(factory)
             association: RequestedAssociation = yield connecting
         except (ConnectError, DNSLookupError) as error:
-            raise AssociationError(f"cannot connect: {_reason(error)}") from None
+            raise AssociationError(f"cannot connect: {end_of(error)}") from None
         except (CancelledError, ConnectingCancelledError):
             raise AssociationError("the server stops") from None
         finally:
@@ -288,8 +287,3 @@ class Reporter:
                     raise AssociationError("it does not let us be the SCP of Storage Commitment")
                 return association, context.transfer_syntax
         raise AssociationError("it does not accept Storage Commitment")
-
-
-def _reason(error: ConnectError | DNSLookupError) -> str:
-    number = getattr(error, "osError", None)
-    return os.strerror(number) if isinstance(number, int) else " ".join(str(error).split())

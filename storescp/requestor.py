@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
@@ -20,6 +19,7 @@ from storescp.dimse import Command, InvalidMessage, MessageReader
 from storescp.pdu import AAssociateAC, AAssociateRJ, AAssociateRQ, Fragment, ProtocolViolation
 from storescp.scu import MAXIMUM_LENGTH
 from storescp.scu_errors import AssociationError, Rejected, aborted
+from storescp.transports import end_of
 from storescp.upper_layer import (
     AbortIndication,
     AssociateConfirmation,
@@ -76,7 +76,7 @@ class RequestedAssociation(Protocol):
         closing, self._closing = self._closing, None
         if closing is not None:
             closing.cancel()
-        self._fail(_words(reason.value))
+        self._fail(end_of(reason.value))
 
     # -- the caller's side --
 
@@ -197,13 +197,3 @@ class RequestedAssociation(Protocol):
             self._closing = None
         if self.transport is not None:
             self.transport.abortConnection()
-
-
-def _words(error: BaseException | None) -> str:
-    """What ended the connection."""
-    if isinstance(error, ConnectionDone | ConnectionLost | ConnectionAborted):
-        return "the connection was lost"
-    entries = error.args[0] if error is not None and error.args else None
-    if isinstance(entries, list):  # of OpenSSL
-        return "; ".join(str(entry[-1]) for entry in entries) or "TLS failed"
-    return str(error) or type(error).__name__

@@ -31,7 +31,7 @@ from storescp.audit_settings import AuditSettings, Transport
 from storescp.syslog_format import counted
 from storescp.syslog_queue import FIRST_DELAY, LONGEST_DELAY, MessageQueue
 from storescp.syslog_udp import DatagramSyslog
-from storescp.transports import HostEndpoint, socket_of, unacknowledged
+from storescp.transports import HostEndpoint, end_of, socket_of, unacknowledged
 
 if TYPE_CHECKING:
     from storescp.syslog_tls import Client  # needs pyOpenSSL
@@ -182,7 +182,7 @@ class StreamSyslog:
 
     def _refused(self, failure: Failure) -> None:
         self._attempt = None
-        self._failed(_words(failure))
+        self._failed(end_of(failure.value))
 
     def _failed(self, why: str) -> None:
         if self._stopping is not None and self._deadline is None:
@@ -295,15 +295,7 @@ class _Connection(StreamProtocol):
         self._socket = None
         if self._handshake is not None and self._handshake.active():
             self._handshake.cancel()
-        self._owner.disconnected(self, self._why or _words(reason))
-
-
-def _words(failure: Failure) -> str:
-    """What the operator can make use of: of OpenSSL's errors their reasons."""
-    args = getattr(failure.value, "args", ())
-    if args and isinstance(args[0], list):
-        return "; ".join(str(entry[-1]) for entry in args[0]) or "the connection was closed"
-    return failure.getErrorMessage() or type(failure.value).__name__
+        self._owner.disconnected(self, self._why or end_of(reason.value))
 
 
 def syslog_to(settings: AuditSettings, reactor: ReactorBase) -> Syslog:

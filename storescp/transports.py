@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import socket
 import sys
 import termios
 
 from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IAddress, IConsumer, IPushProducer, ISystemHandle, ITCPTransport
 from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
 
 #: What one read takes at most. Measured: 64 KiB and 1 MiB are both slower.
 READ_SIZE = 256 * 1024
@@ -54,3 +57,18 @@ def origin_of(peer: IAddress | None) -> tuple[str, str]:
     """The address of a peer as the log has it, and its host: empty where there is none."""
     host, port = getattr(peer, "host", None), getattr(peer, "port", None)
     return (f"{host}:{port}", host) if host is not None else ("local socket", "")
+
+
+def end_of(error: BaseException | None) -> str:
+    """What ended a connection, or kept one from being made, as the log has it: a few words in one line."""
+    number = getattr(error, "osError", None)
+    if isinstance(error, ConnectError) and isinstance(number, int):
+        return os.strerror(number)
+    cause = error.args[0] if error is not None and error.args else None
+    if isinstance(cause, Failure):  # Twisted's, when it sees that the kernel refuses one before it sees why
+        error = cause.value
+    if isinstance(error, ConnectionDone | ConnectionLost | ConnectionAborted):
+        return "the connection was lost"
+    if isinstance(cause, list):  # of OpenSSL
+        return "; ".join(str(entry[-1]) for entry in cause) or "TLS failed"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,19 +1,24 @@
-"""storescp.transports: who is connected to by which name."""
+"""storescp.transports: who is connected to by which name, and what is said when that fails."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Generator, Sequence
 from typing import Any, cast
 
+from OpenSSL import SSL
 from twisted.internet import reactor
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost, getConnectError
 from twisted.internet.interfaces import IHostnameResolver, IHostResolution, IResolutionReceiver
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import ClientFactory, Factory, Protocol
+from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
-from storescp.transports import HostEndpoint
+from storescp.transports import HostEndpoint, end_of
+from tests.server import free_port
 
 _reactor = cast(Any, reactor)
 
@@ -73,3 +78,39 @@ class HostEndpointTests(TestCase):
         connection.transport.loseConnection()
         yield ended
         self.assertEqual(resolver.asked, ["my_pacs.ward"])
+
+
+class EndTests(TestCase):
+    """end_of: what is told of a connection that ended, or that never was."""
+
+    def test_refused(self) -> None:
+        """Where nobody listens, the reason of the operating system."""
+        error = getConnectError((errno.ECONNREFUSED, "whatever"))
+        self.assertEqual(end_of(error), "Connection refused")
+
+    @inlineCallbacks
+    def test_hung_up(self) -> Generator[Deferred[Any], Any, None]:
+        """A connection whose end Twisted sees before its error: it hands over a Failure in an error, no traceback."""
+        failed: Deferred[None] = Deferred()
+
+        class Connecting(ClientFactory):
+            noisy = False
+
+            def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
+                failed.errback(reason)
+
+        connector = _reactor.connectTCP("127.0.0.1", free_port(), Connecting())
+        connector.transport.connectionLost(Failure(ConnectionDone()))
+        error = yield self.assertFailure(failed, ConnectError)
+        self.assertIn("Traceback", str(error))  # what Twisted says of it
+        self.assertEqual(end_of(error), "the connection was lost")
+
+    def test_names(self) -> None:
+        """Errors without words are told by their names, lines are joined, and OpenSSL's have their reasons."""
+        self.assertEqual(end_of(ValueError()), "ValueError")
+        self.assertEqual(end_of(ValueError("one\n  two")), "one two")
+        self.assertEqual(end_of(ConnectionLost()), "the connection was lost")
+        self.assertEqual(
+            end_of(SSL.Error([("ssl", "", "unknown ca"), ("ssl", "", "no peer")])), "unknown ca; no peer"
+        )
+        self.assertEqual(end_of(SSL.Error([])), "TLS failed")
