@@ -21,16 +21,7 @@ from storescp import __version__
 from storescp.commitment_store import CommitmentsUnavailable
 from storescp.config import OPTIONS, Config, ConfigError, load
 from storescp.index import Index, IndexUnavailable
-from storescp.operator_archive import (
-    Archive,
-    ArchiveError,
-    Finding,
-    Pass,
-    Reindexing,
-    Verification,
-    Workers,
-    look_at,
-)
+from storescp.operator_archive import Archive, ArchiveError, Finding, Pass, Workers, look_at
 from storescp.operator_arguments import WrongUsage, number
 from storescp.operator_commitments import add_parser as add_commitments_parser
 from storescp.operator_config import add_parser as add_config_parser
@@ -44,7 +35,9 @@ from storescp.operator_output import (
     time_text,
 )
 from storescp.operator_peer import add_commands as add_peer_commands
+from storescp.operator_reindex import Reindexing
 from storescp.operator_run import RUN, CannotComplete, add_completion_parser, add_run_parser, run
+from storescp.operator_verify import Verification
 from storescp.priorities import complain
 from storescp.settings import CONFIG_VARIABLE
 from storescp.space import size_text

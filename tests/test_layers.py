@@ -53,6 +53,8 @@ BLOCKING = (
 OPERATOR = (
     *(
         "operator_archive",
+        "operator_verify",
+        "operator_reindex",
         "operator_send",
         "operator_config",
         "operator_commitments",

@@ -19,11 +19,13 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 import storescp
-from storescp import beneath, operator_archive
+from storescp import beneath, operator_reindex, operator_verify
 from storescp.index import Index, IndexUnavailable, ReceivedInstance, Row, Totals
 from storescp.operator import main
-from storescp.operator_archive import Archive, ArchiveError, Finding, Reindexing, Verification, Workers
+from storescp.operator_archive import Archive, ArchiveError, Finding, Workers
+from storescp.operator_reindex import Reindexing
 from storescp.operator_send import status_text
+from storescp.operator_verify import Verification
 from storescp.part10 import FileMeta
 from storescp.space import size_text
 from storescp.stored_file import read_instance
@@ -45,7 +47,7 @@ class ArchiveTestCase(SynchronousTestCase):
         self.enter(*"abcd")
         self.enter("e", digest=None)
         # What is found is as new as this test.
-        self.patch(operator_archive, "SETTLING", 0.0)
+        self.patch(operator_verify, "SETTLING", 0.0)
 
     def path(self, name: str) -> str:
         """Where an instance is, below the root."""
@@ -224,8 +226,8 @@ class VerifyTests(ArchiveTestCase):
 
     def test_many(self) -> None:
         """More differences than are kept at a time are all found, each once."""
-        self.patch(operator_archive, "MAX_DOUBTS", 2)
-        self.patch(operator_archive, "CHUNK", 2)
+        self.patch(operator_verify, "MAX_DOUBTS", 2)
+        self.patch(operator_verify, "CHUNK", 2)
         for name in "abc":
             (self.root / self.path(name)).unlink()
         for name in "fghijk":
@@ -245,7 +247,7 @@ class WhileStoringTests(ArchiveTestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.patch(operator_archive, "SETTLING", 5.0)
+        self.patch(operator_verify, "SETTLING", 5.0)
         self.now = time.time()
         self.patch(time, "time", lambda: self.now)
         self.patch(time, "monotonic", lambda: self.now)
@@ -298,21 +300,21 @@ class WhileStoringTests(ArchiveTestCase):
             os.utime(target)
 
         self.patch(time, "sleep", touch)
-        original = operator_archive.check_file
+        original = operator_verify.check_file
 
         def check_file(*arguments: object) -> Finding | None:
             finding = original(*arguments)  # type: ignore[arg-type]
             touch(0)
             return finding
 
-        self.patch(operator_archive, "check_file", check_file)
+        self.patch(operator_verify, "check_file", check_file)
         touch(0)
         self.assertEqual(self.verify(), [])
 
     def test_replaced_between_looks(self) -> None:
         """A file and its row that are both replaced after the row was looked up, whenever that happens."""
-        self.patch(operator_archive, "SETTLING", 0.0)
-        original = operator_archive.check_file
+        self.patch(operator_verify, "SETTLING", 0.0)
+        original = operator_verify.check_file
         sizes = [2, 4, 6]
 
         def check_file(root: str, path: str, row: Row | None, digest: bool) -> Finding | None:
@@ -321,21 +323,21 @@ class WhileStoringTests(ArchiveTestCase):
                 self.enter("a")
             return original(root, path, row, digest)
 
-        self.patch(operator_archive, "check_file", check_file)
+        self.patch(operator_verify, "check_file", check_file)
         self.assertEqual(self.verify(), [])
         self.assertEqual(sizes, [])
 
     def test_entered_between_looks(self) -> None:
         """A row that comes after its file was looked for in the index, and before it is looked at again."""
         self.store("f")
-        original = operator_archive.check_files
+        original = operator_verify.check_files
 
         def check_files(*arguments: object) -> object:
             result = original(*arguments)  # type: ignore[arg-type]
             self.enter("f")
             return result
 
-        self.patch(operator_archive, "check_files", check_files)
+        self.patch(operator_verify, "check_files", check_files)
         self.assertEqual(self.verify(), [])
 
 
@@ -361,10 +363,10 @@ class ReindexTests(ArchiveTestCase):
     def test_unchanged(self) -> None:
         """A second run reads nothing; with --all it reads everything, and keeps the digests."""
         before = self.rows()
-        self.patch(operator_archive, "read_files", lambda *_: self.fail("read"))
+        self.patch(operator_reindex, "read_files", lambda *_: self.fail("read"))
         _, counts = self.reindex()
         self.assertEqual((counts.files, counts.unchanged, counts.entered), (5, 5, 0))
-        self.patch(operator_archive, "read_files", READ_FILES)
+        self.patch(operator_reindex, "read_files", READ_FILES)
         _, counts = self.reindex(all_files=True)
         self.assertEqual((counts.files, counts.unchanged, counts.entered), (5, 0, 5))
         self.assertEqual(self.rows(), before)
@@ -379,7 +381,7 @@ class ReindexTests(ArchiveTestCase):
         self.assertEqual((counts.entered, counts.unchanged, counts.removed), (2, 3, 1))
         self.assertEqual(sorted(self.rows()), [self.path(name) for name in "bcdef"])
         self.assertEqual(self.rows()[self.path("b")][1], None)
-        self.patch(operator_archive, "SETTLING", 0.0)
+        self.patch(operator_verify, "SETTLING", 0.0)
         self.assertEqual(self.verify(), [])
 
     def test_no_dicom(self) -> None:
@@ -437,8 +439,8 @@ class ReindexTests(ArchiveTestCase):
 
     def test_short_transactions(self) -> None:
         """No transaction has more rows than are allowed, and none is lost between them."""
-        self.patch(operator_archive, "MAX_ROWS", 2)
-        self.patch(operator_archive, "CHUNK", 3)
+        self.patch(operator_reindex, "MAX_ROWS", 2)
+        self.patch(operator_reindex, "CHUNK", 3)
         sizes: list[int] = []
         add_if = self.index.add_if
 
@@ -453,7 +455,7 @@ class ReindexTests(ArchiveTestCase):
         self.assertEqual(len(self.rows()), 5)
 
 
-READ_FILES = operator_archive.read_files
+READ_FILES = operator_reindex.read_files
 
 
 class CommandTests(ArchiveTestCase):

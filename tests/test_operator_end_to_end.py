@@ -34,7 +34,7 @@ DATA = pathlib.Path(pydicom.__file__).parent / "data"
 
 # The command with a constant or two of its own: verify waits 10 s for files that have just been changed.
 PATCHED = (
-    "import sys; from storescp import operator_archive, index; {};"
+    "import sys; from storescp import index, operator_reindex, operator_verify; {};"
     " from storescp.operator import main; sys.exit(main())"
 )
 
@@ -181,7 +181,7 @@ class OnRunningServerTests(SynchronousTestCase):
         meta = FileMeta(CT, EXPLICIT, "A", "B").encode("1.2.3.7")
         (server.storage / "new.dcm").write_bytes(meta + instance("1.2.3.7"))
         done = storescp(
-            "verify", "-d", server.storage, "--json", "--jobs", 2, patch="operator_archive.SETTLING = 0"
+            "verify", "-d", server.storage, "--json", "--jobs", 2, patch="operator_verify.SETTLING = 0"
         )
         self.assertEqual((done.returncode, done.stderr), (1, ""))
         *findings, summary = map(json.loads, done.stdout.splitlines())
@@ -211,7 +211,7 @@ class ReindexTests(SynchronousTestCase):
         killed = storescp(
             "reindex",
             *("-d", root, "--jobs", 2),
-            patch="import os, itertools; operator_archive.MAX_ROWS = 40; numbers = itertools.count();"
+            patch="import os, itertools; operator_reindex.MAX_ROWS = 40; numbers = itertools.count();"
             " add_if = index.Index.add_if; index.Index.add_if = lambda self, *arguments:"
             " os.kill(os.getpid(), 9) if next(numbers) == 3 else add_if(self, *arguments)",
         )  # which returns when the processes that read have closed their stdout
@@ -220,7 +220,7 @@ class ReindexTests(SynchronousTestCase):
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         summary = json.loads(done.stdout)["summary"]
         self.assertEqual((summary["entered"], summary["unchanged"]), (180, 120))
-        done = storescp("verify", "-d", root, "--json", patch="operator_archive.SETTLING = 0")
+        done = storescp("verify", "-d", root, "--json", patch="operator_verify.SETTLING = 0")
         self.assertEqual(json.loads(done.stdout)["summary"]["rows"], 300)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
 
@@ -234,7 +234,7 @@ class ReindexTests(SynchronousTestCase):
         ):
             patch = (
                 "import os, signal; os.setpgid(0, 0);"
-                f" operator_archive.read_instance = lambda *_: [{victim}, signal.pause()]"
+                f" operator_reindex.read_instance = lambda *_: [{victim}, signal.pause()]"
             )
             done = storescp("reindex", "-d", root, "--jobs", 2, patch=patch)
             self.assertEqual((done.returncode, done.stdout, done.stderr), (1, "", line))
