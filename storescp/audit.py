@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Protocol
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 
-from storescp import dataset_head as tags
+from storescp import tags
 from storescp.access import Caller, Refused
 from storescp.audit_messages import (
     Peer,

@@ -15,44 +15,11 @@ import struct
 import zlib
 from typing import NoReturn
 
+from storescp import tags
 from storescp.character_sets import decode_extended, python_encodings
 from storescp.element_runs import Encoding
 from storescp.sop_classes import DEFLATED_TRANSFER_SYNTAXES
-
-SPECIFIC_CHARACTER_SET = 0x0008_0005
-SOP_CLASS_UID = 0x0008_0016
-SOP_INSTANCE_UID = 0x0008_0018
-STUDY_DATE = 0x0008_0020
-STUDY_TIME = 0x0008_0030
-ACCESSION_NUMBER = 0x0008_0050
-MODALITY = 0x0008_0060
-REFERRING_PHYSICIAN_NAME = 0x0008_0090
-STATION_NAME = 0x0008_1010
-STUDY_DESCRIPTION = 0x0008_1030
-SERIES_DESCRIPTION = 0x0008_103E
-PATIENT_NAME = 0x0010_0010
-PATIENT_ID = 0x0010_0020
-ISSUER_OF_PATIENT_ID = 0x0010_0021
-PATIENT_BIRTH_DATE = 0x0010_0030
-PATIENT_SEX = 0x0010_0040
-BODY_PART_EXAMINED = 0x0018_0015
-STUDY_INSTANCE_UID = 0x0020_000D
-SERIES_INSTANCE_UID = 0x0020_000E
-STUDY_ID = 0x0020_0010
-SERIES_NUMBER = 0x0020_0011
-INSTANCE_NUMBER = 0x0020_0013
-NUMBER_OF_FRAMES = 0x0028_0008
-ROWS = 0x0028_0010
-COLUMNS = 0x0028_0011
-
-#: What a head holds, as far as the data set has it.
-WANTED = frozenset((
-    SPECIFIC_CHARACTER_SET, SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_DATE, STUDY_TIME, ACCESSION_NUMBER,
-    MODALITY, REFERRING_PHYSICIAN_NAME, STATION_NAME, STUDY_DESCRIPTION, SERIES_DESCRIPTION, PATIENT_NAME,
-    PATIENT_ID, ISSUER_OF_PATIENT_ID, PATIENT_BIRTH_DATE, PATIENT_SEX, BODY_PART_EXAMINED,
-    STUDY_INSTANCE_UID, SERIES_INSTANCE_UID, STUDY_ID, SERIES_NUMBER, INSTANCE_NUMBER, NUMBER_OF_FRAMES,
-    ROWS, COLUMNS,
-))  # fmt: skip
+from storescp.tags import WANTED
 
 #: Bytes of a wanted value; the longest by the standard is a person name, three groups of 64 characters.
 MAX_VALUE = 1024
@@ -63,9 +30,11 @@ PIECE = 16 * 1024
 #: Bytes that a deflated data set may inflate to before its head must have ended. Deflate packs up to 1000:1.
 MAX_INFLATED = 64 * 1024 * 1024
 
-_LAST = COLUMNS
-_UIDS = frozenset({SOP_CLASS_UID, SOP_INSTANCE_UID, STUDY_INSTANCE_UID, SERIES_INSTANCE_UID})
-_BINARY = frozenset({ROWS, COLUMNS})
+_LAST = tags.COLUMNS
+_UIDS = frozenset(
+    {tags.SOP_CLASS_UID, tags.SOP_INSTANCE_UID, tags.STUDY_INSTANCE_UID, tags.SERIES_INSTANCE_UID}
+)
+_BINARY = frozenset({tags.ROWS, tags.COLUMNS})
 _UNDEFINED = 0xFFFF_FFFF
 _DELIMITERS, _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFE, 0xE000, 0xE00D, 0xE0DD
 
@@ -111,7 +80,7 @@ class Head:
             return None
         if value.isascii() and b"\x1b" not in value:
             return value.decode("ascii").strip("\0 ") or None
-        encodings = python_encodings(self.raw.get(SPECIFIC_CHARACTER_SET, b""))
+        encodings = python_encodings(self.raw.get(tags.SPECIFIC_CHARACTER_SET, b""))
         if b"\x1b" not in value:
             return value.decode(encodings[0], "replace").strip("\0 ") or None
         return decode_extended(value, encodings).strip("\0 ") or None

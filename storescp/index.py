@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from storescp import dataset_head as tags
+from storescp import tags
 from storescp.flushing import sync_path
 from storescp.index_rows import (
     COUNT,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from storescp import dataset_head as tags
+from storescp import tags
 from storescp.dataset_head import Head
 
 INSERT_INSTANCE = """

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from storescp import dataset_head as tags
+from storescp import tags
 from storescp.part10 import PRIVATE_DIRECTORY
 from storescp.pdu import UserIdentity
 from storescp.scu import MAX_CONTEXTS, SCU, Response

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from twisted.logger import LogEvent
 from zope.interface import implementer
 
-from storescp import dataset_head as tags
-from storescp import dimse
+from storescp import dimse, tags
 from storescp.dimse import Command, MessageReader, Status, encode_response
 from storescp.interfaces import (
     IAssociation,

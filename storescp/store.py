@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from storescp import dataset_head as tags
+from storescp import tags
 from storescp.commit import Committer, DuplicateInstance
 from storescp.dataset_head import Head, HeadError, HeadReader
 from storescp.dimse import Status

@@ -13,8 +13,9 @@ import struct
 from io import FileIO
 from typing import NamedTuple
 
-from storescp import dataset_head as tags
+from storescp import tags
 from storescp.beneath import Beneath
+from storescp.dataset_head import PIECE as HEAD_PIECE
 from storescp.dataset_head import Head, HeadError, HeadReader
 from storescp.index import ReceivedInstance
 
@@ -40,7 +41,6 @@ class FileHead(NamedTuple):
     sop_instance_uid: str
     transfer_syntax_uid: str
     source_ae_title: str
-    receiving_ae_title: str
     data_set_offset: int
 
 
@@ -62,7 +62,6 @@ def read_file_head(descriptor: int) -> FileHead:
         _uid(elements, 0x0003, "SOP Instance UID"),
         _uid(elements, 0x0010, "Transfer Syntax UID"),
         _text(elements.get(0x0016, b"")),
-        _text(elements.get(0x0018, b"")),
         end,
     )
 
@@ -106,7 +105,7 @@ def read_data_set_head(descriptor: int, head: FileHead) -> Head:
     reader = HeadReader(head.transfer_syntax_uid)
     offset = head.data_set_offset
     try:
-        while (piece := read_at(descriptor, tags.PIECE, offset)) and not reader.feed(piece):
+        while (piece := read_at(descriptor, HEAD_PIECE, offset)) and not reader.feed(piece):
             offset += len(piece)
         data_set = reader.finish()
         for tag in (

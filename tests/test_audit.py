@@ -10,7 +10,7 @@ from typing import cast
 from lxml import etree  # type: ignore[import-untyped]
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp import dataset_head as tags
+from storescp import tags
 from storescp.access import ANYONE
 from storescp.audit import KINDS, STUDIES, Association, Audit, Transfers
 from storescp.audit_messages import (

@@ -6,15 +6,16 @@ import pathlib
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from storescp import tags
 from storescp.commitment_check import Judge
 from storescp.commitment_data import FailureReason, Reference, Report, Request
-from storescp.dataset_head import SERIES_INSTANCE_UID, STUDY_INSTANCE_UID, Head
+from storescp.dataset_head import Head
 from storescp.index import Index, ReceivedInstance
 from tests.raw_scu import CT, EXPLICIT
 from tests.server import temporary_directory
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
-HEAD = Head({STUDY_INSTANCE_UID: b"1.1", SERIES_INSTANCE_UID: b"1.1.1"})
+HEAD = Head({tags.STUDY_INSTANCE_UID: b"1.1", tags.SERIES_INSTANCE_UID: b"1.1.1"})
 
 
 class ReportTests(SynchronousTestCase):

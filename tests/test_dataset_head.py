@@ -21,8 +21,8 @@ from pydicom.charset import convert_encodings, decode_bytes, encode_string
 from pydicom.errors import InvalidDicomError
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp import dataset_head as tags
-from storescp.dataset_head import MAX_INFLATED, MAX_VALUE, PIECE, WANTED, Head, HeadError, HeadReader
+from storescp import tags
+from storescp.dataset_head import MAX_INFLATED, MAX_VALUE, PIECE, Head, HeadError, HeadReader
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -145,10 +145,10 @@ def cases() -> list[Case]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                dataset = pydicom.dcmread(path, specific_tags=list(WANTED), force=path.suffix == ".dcm")
+                dataset = pydicom.dcmread(path, specific_tags=list(tags.WANTED), force=path.suffix == ".dcm")
             except (InvalidDicomError, NotImplementedError):
                 continue
-            values = {tag: expected(dataset, tag) for tag in WANTED}
+            values = {tag: expected(dataset, tag) for tag in tags.WANTED}
         syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
         if syntax is None:
             syntax = IMPLICIT if dataset.original_encoding[1] else BIG_ENDIAN
@@ -163,7 +163,7 @@ class RealFileTests(SynchronousTestCase):
     def check(self, case: Case, sizes: Iterable[int] = ()) -> None:
         """Compare all that is wanted."""
         head = read(case.syntax, case.data, sizes)
-        self.assertEqual({tag: value_of(head, tag) for tag in WANTED}, case.expected, case.name)
+        self.assertEqual({tag: value_of(head, tag) for tag in tags.WANTED}, case.expected, case.name)
 
     def test_whole(self) -> None:
         """Every readable file, fed at once, says what pydicom says, and all transfer syntaxes are among them."""
@@ -513,7 +513,7 @@ class HostileTests(SynchronousTestCase):
                 outcomes.append(None)
                 continue
             outcomes.append(head.raw)
-            for tag in WANTED:
+            for tag in tags.WANTED:
                 head.text(tag)
                 head.integer(tag)
                 try:

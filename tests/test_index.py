@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp import dataset_head as tags
 from storescp import index as index_module
+from storescp import tags
 from storescp.dataset_head import Head
 from storescp.index import Counts, Index, IndexUnavailable, ReceivedInstance, Row, Totals
 from storescp.index_schema import APPLICATION_ID, SCHEMA_VERSION, create_or_upgrade

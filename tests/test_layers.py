@@ -21,6 +21,7 @@ PURE = (
     "sop_classes",
     "element_runs",
     "character_sets",
+    "tags",
     "dataset_head",
     "presentation",
     "negotiation",

@@ -7,8 +7,7 @@ from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from storescp import dataset_head as tags
-from storescp import dimse
+from storescp import dimse, tags
 from storescp.dataset_head import Head
 from storescp.dimse import Status
 from storescp.extended_negotiation import OperationsWindow

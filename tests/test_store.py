@@ -19,7 +19,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
-from storescp import dataset_head as tags
+from storescp import tags
 from storescp.commit import Committer
 from storescp.config import Duplicate
 from storescp.dimse import Status

@@ -21,7 +21,7 @@ from pydicom.uid import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp import dataset_head as tags
+from storescp import tags
 from storescp.part10 import FileMeta
 from storescp.stored_file import (
     MAX_FILE_META,
@@ -86,7 +86,7 @@ class FileHeadTests(StoredFileTestCase):
         meta = FileMeta(CTImageStorage, ExplicitVRLittleEndian, "SENDER", "ARCHIVE").encode("1.2.3")
         self.assertEqual(
             self.head_of(meta + b"\x08\0\x16\0UI\0\0"),
-            FileHead(CTImageStorage, "1.2.3", ExplicitVRLittleEndian, "SENDER", "ARCHIVE", len(meta)),
+            FileHead(CTImageStorage, "1.2.3", ExplicitVRLittleEndian, "SENDER", len(meta)),
         )
 
     def test_pydicom_files(self) -> None:
