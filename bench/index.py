@@ -26,7 +26,7 @@ from bench.objects import (
 )
 from bench.peers import Peer, PeerFailed, Place, environment, free_port
 from bench.storage import Storage
-from storescp import dataset_head as tags
+from storescp import tags
 from storescp.dataset_head import Head, HeadReader
 from storescp.index import Index, ReceivedInstance
 

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
 import socket
@@ -217,16 +216,20 @@ PEERS = (
 )
 
 
+_kept: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody uses at this moment, nor gets for an outgoing connection meanwhile."""
-    while True:
-        port = random.randrange(20000, 32000)  # below the system's own choices
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+    """A TCP port of 127.0.0.1 that nobody has, nor gets by chance as long as this process lives.
+
+    It is bound already, so that the system gives it to no connection; whoever asks for it, as servers do, may listen.
+    """
+    kept = socket.socket()
+    kept.bind(("127.0.0.1", 0))
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _kept.append(kept)
+    port: int = kept.getsockname()[1]
+    return port
 
 
 def environment(peer: Peer) -> dict[str, str]:

@@ -28,6 +28,8 @@ from typing import IO
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from bench.peers import free_port as free_port
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 #: Seconds after which something that is waited for counts as not coming.
@@ -46,22 +48,6 @@ STOPPED = re.compile(
     r" (?P<aborted>\d+) aborted\), (?P<messages>\d+) messages, (?P<stored>\d+) instances stored"
     r" \((?P<bytes_stored>\d+) bytes\), (?P<failed>\d+) failed, (?P<bytes_received>\d+) bytes received"
 )
-
-
-_kept: list[socket.socket] = []
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody has, nor gets by chance as long as this process lives.
-
-    It is bound already, so that the system gives it to no connection; whoever asks for it, as servers do, may listen.
-    """
-    kept = socket.socket()
-    kept.bind(("127.0.0.1", 0))
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    _kept.append(kept)
-    port: int = kept.getsockname()[1]
-    return port
 
 
 def environment() -> dict[str, str]:
