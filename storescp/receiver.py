@@ -33,6 +33,7 @@ from storescp.sop_classes import STORAGE_COMMITMENT, TRANSFER_SYNTAXES, VERIFICA
 from storescp.space import FreeSpace, size_text
 from storescp.statistics import Load, Occupancy, Statistics
 from storescp.store import InstanceStore
+from storescp.transports import keep_buffers
 
 if TYPE_CHECKING:
     from storescp.audit import Audit
@@ -122,6 +123,7 @@ class Receiver:
 
     def start(self, worker: int | None = None) -> None:
         """Open the archive: as the server, or as its *worker* of this number. Raises CannotOpen."""
+        keep_buffers()
         config = self.config
         if worker is not None:
             self.factory.association_ids = association_ids(worker)

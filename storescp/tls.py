@@ -6,7 +6,6 @@ from the moment it is accepted; the handshake has a time limit of its own, and n
 
 from __future__ import annotations
 
-import ctypes
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -303,18 +302,3 @@ class SecureFactory(_SecureWrapping):
         self.tls = tls
         self.clock = clock
         self.plaintext = Plaintext()
-        _keep_buffers()
-
-
-# mallopt(3), <malloc.h>
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-
-def _keep_buffers() -> None:
-    """Have the C library keep the memory of what was read for what is read next.
-
-    Otherwise it takes each piece from the system, page by page, and gives it back: a tenth of the throughput.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(_M_MMAP_THRESHOLD, 8 * READ_SIZE)
-        mallopt(_M_TRIM_THRESHOLD, 64 * READ_SIZE)

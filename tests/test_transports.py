@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from collections.abc import Generator, Sequence
 from typing import Any, cast
 
@@ -78,6 +80,38 @@ class HostEndpointTests(TestCase):
         connection.transport.loseConnection()
         yield ended
         self.assertEqual(resolver.asked, ["my_pacs.ward"])
+
+
+_READING = """
+import resource, sys
+from storescp.transports import READ_SIZE, keep_buffers
+def read_and_store():
+    for _ in range(20):
+        pieces = [b"x" * READ_SIZE for _ in range(40)]
+        del pieces
+if sys.argv[1] == "keep":
+    keep_buffers()
+read_and_store()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+read_and_store()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (20 * 40 * READ_SIZE))
+"""
+
+
+class BufferTests(TestCase):
+    """keep_buffers()."""
+
+    def faulted(self, how: str) -> float:
+        """The share of the bytes of large images whose pages the system has to give again."""
+        done = subprocess.run(
+            [sys.executable, "-c", _READING, how], stdout=subprocess.PIPE, text=True, check=True, timeout=60
+        )
+        return float(done.stdout)
+
+    def test_kept(self) -> None:
+        """What was read into is not given back to the system, which it is else, whenever an image has been stored."""
+        self.assertGreater(self.faulted("as it is"), 0.2)
+        self.assertLess(self.faulted("keep"), 0.01)
 
 
 class EndTests(TestCase):
