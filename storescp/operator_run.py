@@ -49,6 +49,9 @@ def run(arguments: Sequence[str]) -> int:
     """Be ``twistd -n --pidfile= storescp`` with these *arguments*; the exit status. Raises SystemExit as that does."""
     from twisted.scripts import twistd
 
+    from storescp.tap import Options
+
+    Options.command = "storescp run"
     sys.argv[:] = [sys.argv[0], "-n", "--pidfile=", "storescp", *arguments]
     start: Callable[[], None] = twistd.run
     start()

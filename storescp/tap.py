@@ -32,6 +32,8 @@ class Options(usage.Options, AuthOptionMixin):
     # Of the mixin only --help-auth and --help-auth-type are used: our own --auth collects what the file may have, too.
     supportedInterfaces = (IUsernamePassword,)
     synopsis = "[options]"
+    #: The command that these are the options of, where that is not twistd's.
+    command = ""
     longdesc = (
         "A DICOM Storage SCP: receives images by C-STORE and stores them as files. "
         "Every option may stand in a YAML file under the same name, or in the environment (STORESCP_MAX_ASSOC); "
@@ -83,6 +85,12 @@ class Options(usage.Options, AuthOptionMixin):
             {name: bool(text) if text == 1 else text for name, text in given.items()} | self.lists,
             os.environ,
         )
+
+    def getSynopsis(self) -> str:
+        """The first line of the help."""
+        return f"Usage: {self.command} {self.synopsis}" if self.command else str(super().getSynopsis())
+
+    opt_h = usage.Options.opt_help
 
     def opt_version(self) -> NoReturn:
         """Show the version and exit."""

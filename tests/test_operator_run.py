@@ -38,6 +38,16 @@ class RunTests(SynchronousTestCase):
             )
             self.assertEqual((done.returncode, done.stderr), (1, f"storescp: {expected}\n"))
 
+    def test_help(self) -> None:
+        """It is the help of this command, not of twistd, and has every option."""
+        done = subprocess.run(
+            storescp_run("-h"), env=environment(), capture_output=True, text=True, timeout=30
+        )
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual(done.stdout.splitlines()[0], "Usage: storescp run [options]")
+        for option in OPTIONS:
+            self.assertIn(f"--{option.name}", done.stdout)
+
 
 class CompletionTests(SynchronousTestCase):
     """What shells complete."""
