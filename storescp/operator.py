@@ -1,7 +1,8 @@
 """The operator's command, ``storescp`` or ``python -m storescp``: its options, and what it prints. No Twisted.
 
 What belongs here: words and numbers for people and, with --json, for scripts. The work is done elsewhere.
-Exit status: 0 when all is well, 1 when there were findings or the work could not be done, 2 for wrong usage.
+Exit status: 0 when all is well, 1 when there were findings or the work could not be done, 2 for wrong usage; Ctrl-C
+is 130 for shells.
 """
 
 from __future__ import annotations
@@ -49,10 +50,22 @@ P = TypeVar("P", bound=Pass)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the exit status. Raises SystemExit for wrong usage, as argparse does."""
+    """Do what the command line says; the exit status.
+
+    Raises SystemExit for wrong usage, as argparse does, and KeyboardInterrupt.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if list(arguments[:1]) == [RUN]:
-        return run(arguments[1:])
+    status = 0
+    try:
+        status = run(arguments[1:]) if list(arguments[:1]) == [RUN] else _operate(arguments)
+    except BrokenPipeError:  # nobody reads on
+        status = 1
+    finally:
+        _end_output(is_told=status != 0)
+    return status
+
+
+def _operate(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command is None:
@@ -63,22 +76,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command(options)
     except WrongUsage as error:
         parser.error(str(error))
-    except BrokenPipeError:  # nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (ConfigError, IndexUnavailable, ArchiveError, CannotComplete, CommitmentsUnavailable) as error:
         return _fail(str(error))
     except BrokenProcessPool:
         return _fail("a process that read files was killed")
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return _fail(
+            f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        )
     except KeyboardInterrupt:
-        return _fail("interrupted")
+        complain("interrupted")
+        raise
 
 
 def _fail(why: str) -> int:
     complain(why)
     return 1
+
+
+def _end_output(*, is_told: bool) -> None:
+    """Write what was printed, while it can still be told that it cannot be, unless it *is_told* already."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not (is_told or isinstance(error, BrokenPipeError)):
+            complain(f"standard output: {error.strerror}")
+        sys.exit(1)
 
 
 # -- verify, reindex, stats --
@@ -172,8 +199,10 @@ def _go_through(
     with Workers(options.jobs) as workers, _archive(options, create=create) as archive:
         progress = Progress(archive.index.totals().instances)
         work = begin(archive, lambda finding: output.finding(finding, progress), progress.show)
-        work.run(workers)
-        progress.clear()
+        try:
+            work.run(workers)
+        finally:
+            progress.clear()
     return work
 
 

@@ -152,10 +152,24 @@ def _send(options: argparse.Namespace) -> int:
         sending.run(options.paths)
     except AssociationError as caught:
         error = caught
+    except KeyboardInterrupt:
+        progress.clear()
+        if sending.done:
+            _summarize(sending, output)
+        raise
     progress.clear()
     if not sending.statuses and not sending.unsent:
         print("storescp: no files to send", file=sys.stderr)
         return 1
+    _summarize(sending, output)
+    if error is not None:
+        return _fail(options, error)
+    if sending.errors:  # the other associations have done the work
+        _fail(options, sending.errors[0])
+    return 0 if set(sending.statuses) == {SUCCESS} and not sending.unsent else 1
+
+
+def _summarize(sending: Sending, output: Output) -> None:
     seconds = output.seconds()
     statuses = sorted(sending.statuses.items())
     texts = [f"{count} x {status_text(status)}" for status, count in statuses]
@@ -176,11 +190,6 @@ def _send(options: argparse.Namespace) -> int:
         },
         f"{', '.join(texts)}; {size_text(sending.bytes)} in {seconds} s{rates}",
     )
-    if error is not None:
-        return _fail(options, error)
-    if sending.errors:  # the other associations have done the work
-        _fail(options, sending.errors[0])
-    return 0 if set(sending.statuses) == {SUCCESS} and not sending.unsent else 1
 
 
 def _fail(options: argparse.Namespace, error: Exception) -> int:

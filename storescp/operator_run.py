@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from storescp import interrupts
 from storescp.config import OPTIONS
 from storescp.operator_config import CONFIG, add_option
 
@@ -47,10 +48,12 @@ def add_completion_parser(
 
 def run(arguments: Sequence[str]) -> int:
     """Be ``twistd -n --pidfile= storescp`` with these *arguments*; the exit status. Raises SystemExit as that does."""
+    interrupts.end_at_once()
     from twisted.scripts import twistd
 
     from storescp.tap import Options
 
+    interrupts.end_at_once()  # importing that has ended it
     Options.command = "storescp run"
     sys.argv[:] = [sys.argv[0], "-n", "--pidfile=", "storescp", *arguments]
     start: Callable[[], None] = twistd.run

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from storescp import interrupts  # first, for the rest takes its time
+
+# isort: split
 import os
 import sys
 from types import TracebackType
@@ -113,6 +116,7 @@ for _option in OPTIONS:
 
 def makeService(options: Options) -> StoreSCPService:
     """The service that *options* describe; nothing is opened yet."""
+    interrupts.raise_again()
     assert isinstance(_reactor, ReactorBase)
     try:
         service = StoreSCPService(options.config, _reactor, options.reloading)
@@ -135,7 +139,7 @@ def _excepthook(kind: type[BaseException], error: BaseException, traceback: Trac
     if isinstance(error, CannotStart):
         complain(str(error), sys.__stderr__)
     else:
-        sys.__excepthook__(kind, error, traceback)
+        interrupts.excepthook(kind, error, traceback)
 
 
 def _excepthook_of_daemon(
@@ -151,3 +155,6 @@ def _excepthook_of_daemon(
 def _give_up(error: object) -> NoReturn:
     complain(str(error), sys.__stderr__)
     sys.exit(1)
+
+
+interrupts.raise_again()

@@ -35,7 +35,7 @@ BLOCKING = (
     *("flushing", "part10", "index_schema", "index_rows", "index", "stored_file", "space"),
     *("tls_settings", "credentials"),
     *("audit_settings", "log_settings"),
-    "priorities",
+    *("priorities", "interrupts"),
     *("config_file", "option_values", "settings", "config_callers", "config_access", "config_tls"),
     *(
         "config_limits",

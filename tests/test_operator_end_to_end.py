@@ -35,7 +35,7 @@ DATA = pathlib.Path(pydicom.__file__).parent / "data"
 # The command with a constant or two of its own: verify waits 10 s for files that have just been changed.
 PATCHED = (
     "import sys; from storescp import index, operator_reindex, operator_verify; {};"
-    " from storescp.operator import main; sys.exit(main())"
+    " from storescp.__main__ import main; sys.exit(main())"
 )
 
 
@@ -228,34 +228,43 @@ class ReindexTests(SynchronousTestCase):
         """SIGINT ends it in one line, and so does the death of a process that reads."""
         root = temporary_directory(self)
         (root / "a.dcm").write_bytes(FileMeta(CT, EXPLICIT, "A", "B").encode("1.2") + instance("1.2"))
-        for victim, line in (
-            ("os.killpg(0, signal.SIGINT)", "storescp: interrupted\n"),
-            ("os.kill(os.getpid(), 9)", "storescp: a process that read files was killed\n"),
+        for victim, status, line in (
+            ("os.killpg(0, signal.SIGINT)", -signal.SIGINT, "storescp: interrupted\n"),  # 130 for shells
+            ("os.kill(os.getpid(), 9)", 1, "storescp: a process that read files was killed\n"),
         ):
             patch = (
                 "import os, signal; os.setpgid(0, 0);"
                 f" operator_reindex.read_instance = lambda *_: [{victim}, signal.pause()]"
             )
             done = storescp("reindex", "-d", root, "--jobs", 2, patch=patch)
-            self.assertEqual((done.returncode, done.stdout, done.stderr), (1, "", line))
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (status, "", line))
 
     def test_output_cut(self) -> None:
-        """Nobody who reads its output any more is no traceback."""
+        """Nobody who reads its output any more is no traceback; a full disk is told, also at the very end."""
         root = temporary_directory(self)
         for number in range(5):
             (root / str(number)).touch()
         read, write = os.pipe()
         os.close(read)
-        done = subprocess.run(
-            [sys.executable, "-m", "storescp", "reindex", "-d", root],
-            env=environment(),
-            stdout=write,
-            stderr=subprocess.PIPE,
-            timeout=DEADLINE,
-            check=False,
-        )
-        os.close(write)
-        self.assertEqual((done.returncode, done.stderr), (1, b""))
+        self.addCleanup(os.close, write)
+        full = os.open("/dev/full", os.O_WRONLY)
+        self.addCleanup(os.close, full)
+        for command, output, line in (
+            ("reindex", write, ""),
+            ("stats", write, ""),
+            ("reindex", full, "storescp: No space left on device\n"),
+            ("stats", full, "storescp: standard output: No space left on device\n"),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", "storescp", command, "-d", root],
+                env={name: value for name, value in environment().items() if name != "PYTHONUNBUFFERED"},
+                stdout=output,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=DEADLINE,
+                check=False,
+            )
+            self.assertEqual((done.returncode, done.stderr), (1, line), command)
 
 
 class SenderTests(SynchronousTestCase):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
 import subprocess
 import sys
@@ -47,6 +48,16 @@ class RunTests(SynchronousTestCase):
         self.assertEqual(done.stdout.splitlines()[0], "Usage: storescp run [options]")
         for option in OPTIONS:
             self.assertIn(f"--{option.name}", done.stdout)
+
+    def test_help_cut(self) -> None:
+        """Nobody who reads the help any more is no traceback."""
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            storescp_run("-h"), env=environment(), stdout=write, stderr=subprocess.PIPE, text=True, timeout=30
+        )
+        os.close(write)
+        self.assertEqual((done.returncode, done.stderr), (1, ""))
 
 
 class CompletionTests(SynchronousTestCase):

@@ -120,4 +120,17 @@ class SendTests(SynchronousTestCase):
                 connection.recv(1)
             sender.send_signal(signal.SIGINT)
             self.assertEqual(sender.communicate(timeout=DEADLINE), ("", "storescp: interrupted\n"))
-            self.assertEqual(sender.returncode, 1)
+            self.assertEqual(sender.returncode, -signal.SIGINT)
+
+    def test_interrupted_meanwhile(self) -> None:
+        """What was answered by then is told."""
+        self.files(3)
+        with open(self.directory / "1.dcm", "ab") as file:
+            file.write(b"\xfc\xff\xfc\xffOB\0\0" + (50_000).to_bytes(4, "little") + bytes(50_000))
+        server = Server(self, "--max-object-size", "20K")
+        sender = self.start(server.port, "--retries", 9, "--retry-delay", 3600)
+        server.wait_for("association released")
+        sender.send_signal(signal.SIGINT)
+        out, err = sender.communicate(timeout=DEADLINE)
+        self.assertEqual((sender.returncode, err), (-signal.SIGINT, "storescp: interrupted\n"))
+        self.assertRegex(out, r"\A2 x 0000H Success, 1 sent again; .*\n\Z")
