@@ -34,13 +34,13 @@ from storescp.negotiation import AcceptedContext, accepted_contexts, refusals
 from storescp.outlet import Outlet
 from storescp.patience import Patience
 from storescp.pdu import AAssociateRQ, Fragment, ProtocolViolation
+from storescp.state_table import State
 from storescp.transports import READ_SIZE, IConnection, bottom_of, origin_of, socket_of, unacknowledged
 from storescp.upper_layer import (
     AbortIndication,
     AssociateIndication,
     Indication,
     ReleaseIndication,
-    State,
     UpperLayer,
 )
 from storescp.user_check import checked

@@ -29,6 +29,7 @@ from storescp.pdu import (
 )
 from storescp.scu_errors import AssociationError, ContextNotAccepted, Rejected, aborted
 from storescp.scu_tls import tls_reason
+from storescp.state_table import State
 from storescp.stored_file import read_at
 from storescp.upper_layer import (
     AbortIndication,
@@ -36,7 +37,6 @@ from storescp.upper_layer import (
     Indication,
     ReleaseConfirmation,
     ReleaseIndication,
-    State,
     UpperLayer,
 )
 

@@ -25,7 +25,7 @@ PURE = (
     "dataset_head",
     "presentation",
     "negotiation",
-    "upper_layer",
+    *("state_table", "upper_layer"),
     "dimse",
     "statistics",
     *("naming", "certificates", "access", "limits", "commitment_data", "audit_messages", "syslog_format"),

@@ -23,16 +23,14 @@ from storescp.pdu import (
     UserInformation,
 )
 from storescp.pdu_reader import PDUReader
+from storescp.state_table import TABLE, Input, State
 from storescp.upper_layer import (
-    TABLE,
     AbortIndication,
     AssociateConfirmation,
     AssociateIndication,
     Indication,
-    Input,
     ReleaseConfirmation,
     ReleaseIndication,
-    State,
     UpperLayer,
 )
 from tests.strategies import PDV, p_data, p_datas, pdus, piece_sizes, pieces, steady
