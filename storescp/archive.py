@@ -16,9 +16,9 @@ from storescp.config import Config, Sync
 from storescp.index import Index, IndexUnavailable
 from storescp.journal import SIZE, WITHOUT_CONTENTS, Journal
 from storescp.lost_answers import LostAnswers
-from storescp.part10 import PRIVATE_DIRECTORY, StorageDirectory, make_private
 from storescp.recovery import recover
 from storescp.restoration import restore
+from storescp.storage_directory import PRIVATE_DIRECTORY, StorageDirectory, make_private
 
 
 class CannotOpen(Exception):

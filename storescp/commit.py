@@ -20,8 +20,9 @@ from storescp.index import Index, ReceivedInstance
 from storescp.journal import Beginning, Journal, Unsettled
 from storescp.journal_file import Pieces
 from storescp.lost_answers import LostAnswers
-from storescp.part10 import StorageDirectory, UnnamedFile
+from storescp.part10 import UnnamedFile
 from storescp.restoration import rewrite
+from storescp.storage_directory import StorageDirectory
 from storescp.stored_file import NotAnInstance, open_below, read_file_head, same_data_set
 
 

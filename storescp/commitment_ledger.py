@@ -22,7 +22,7 @@ from storescp.commitment_data import Report, decode_request, encode_report
 from storescp.commitment_store import NAME, CommitmentStore, CommitmentsUnavailable, Owed, Taken
 from storescp.config import Config, Sync
 from storescp.index import Index, IndexUnavailable
-from storescp.part10 import PRIVATE_DIRECTORY
+from storescp.storage_directory import PRIVATE_DIRECTORY
 from storescp.worker import Aside
 
 #: The longest time between two attempts, in seconds.

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 from storescp.index import Index, Row
-from storescp.part10 import PRIVATE_DIRECTORY
+from storescp.storage_directory import PRIVATE_DIRECTORY
 
 #: Files that are read as one job.
 CHUNK = 50

@@ -13,8 +13,8 @@ from storescp.commitment_store import NAME, CommitmentStore
 from storescp.config import OPTIONS, Config, load
 from storescp.operator_archive import look_at
 from storescp.operator_output import print_json, printable, time_text
-from storescp.part10 import PRIVATE_DIRECTORY
 from storescp.settings import CONFIG_VARIABLE
+from storescp.storage_directory import PRIVATE_DIRECTORY
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

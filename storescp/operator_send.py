@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from storescp import tags
-from storescp.part10 import PRIVATE_DIRECTORY
 from storescp.pdu import UserIdentity
 from storescp.scu import MAX_CONTEXTS, SCU, Response
 from storescp.scu_errors import AssociationError, ContextNotAccepted
 from storescp.sop_classes import DEFLATED_TRANSFER_SYNTAXES
+from storescp.storage_directory import PRIVATE_DIRECTORY
 from storescp.stored_file import NotAnInstance, open_file, read_data_set_head, read_file_head
 
 #: Files that go on one association, and are known before it begins.

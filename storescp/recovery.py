@@ -13,7 +13,7 @@ from storescp.beneath import SymbolicLink
 from storescp.index import Index, ReceivedInstance
 from storescp.journal import Journal
 from storescp.lost_answers import LostAnswers
-from storescp.part10 import StorageDirectory
+from storescp.storage_directory import StorageDirectory
 from storescp.stored_file import NotAnInstance, read_instance
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from storescp.beneath import SymbolicLink
 from storescp.journal_file import VOID, Content, Event
-from storescp.part10 import StorageDirectory, UnnamedFile
+from storescp.part10 import UnnamedFile
+from storescp.storage_directory import StorageDirectory
 from storescp.stored_file import NotAnInstance, open_below
 
 _PIECE = 1024 * 1024

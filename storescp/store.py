@@ -27,8 +27,9 @@ from storescp.flushing import start_writing
 from storescp.index import IndexUnavailable, ReceivedInstance
 from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
 from storescp.naming import Naming, UnsafeUID, relative_path
-from storescp.part10 import FileMeta, StorageDirectory, UnnamedFile
+from storescp.part10 import FileMeta, UnnamedFile
 from storescp.space import FreeSpace, LowSpace
+from storescp.storage_directory import StorageDirectory
 from storescp.worker import Background, Periodic, Worker
 
 #: Bytes that make a hop to a thread worth while; an object below this makes just one.

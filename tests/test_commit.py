@@ -15,10 +15,10 @@ from storescp.config import Duplicate
 from storescp.dimse import Status
 from storescp.journal import Journal
 from storescp.lost_answers import LostAnswers
-from storescp.part10 import PRIVATE_DIRECTORY
 from storescp.space import FreeSpace, SpaceLimit
+from storescp.storage_directory import PRIVATE_DIRECTORY
 from tests.conversation import data_set
-from tests.test_part10 import failing
+from tests.test_storage_directory import failing
 from tests.test_store import PATH, StoreTestCase, origin, unavailable
 
 

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.flushing import sync_each
 from storescp.journal import SIZE, Beginning, Journal, Unsettled
 from storescp.journal_file import Content, Pieces
-from tests.test_part10 import failing
+from tests.test_storage_directory import failing
 
 NAMES = st.sampled_from(["1/2/3.dcm", "1/2/4.dcm", "5.dcm", "2026/11/25/1.2/6.dcm"])
 

@@ -32,7 +32,16 @@ PURE = (
 )
 BLOCKING = (
     *("beneath", "config_modes"),
-    *("flushing", "part10", "index_schema", "index_rows", "index", "stored_file", "space"),
+    *(
+        "flushing",
+        "part10",
+        "storage_directory",
+        "index_schema",
+        "index_rows",
+        "index",
+        "stored_file",
+        "space",
+    ),
     *("tls_settings", "credentials"),
     *("audit_settings", "log_settings"),
     *("priorities", "interrupts"),

@@ -15,8 +15,9 @@ from storescp.config_callers import MAX_DIRECTORY
 from storescp.index import Index
 from storescp.journal import Beginning, Journal
 from storescp.lost_answers import LostAnswers
-from storescp.part10 import PRIVATE_DIRECTORY, FileMeta
+from storescp.part10 import FileMeta
 from storescp.recovery import Recovered
+from storescp.storage_directory import PRIVATE_DIRECTORY
 from tests.conversation import CT_IMAGE_STORAGE, EXPLICIT_VR_LITTLE_ENDIAN, data_set
 
 PATH = "1.2.1/1.2.2/1.2.3.dcm"

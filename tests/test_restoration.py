@@ -8,9 +8,9 @@ import zlib
 
 from storescp.beneath import SymbolicLink
 from storescp.journal import Beginning, Journal
-from storescp.part10 import PRIVATE_DIRECTORY
 from storescp.restoration import restore, rewrite
-from tests.test_part10 import DirectoryTestCase
+from storescp.storage_directory import PRIVATE_DIRECTORY
+from tests.test_storage_directory import DirectoryTestCase
 
 
 class RestorationTestCase(DirectoryTestCase):

@@ -28,8 +28,9 @@ from storescp.interfaces import IFlow, IIncomingInstance, Origin, Outcome
 from storescp.journal import Journal
 from storescp.lost_answers import LostAnswers
 from storescp.naming import Naming
-from storescp.part10 import PRIVATE_DIRECTORY, FileMeta, StorageDirectory
+from storescp.part10 import FileMeta
 from storescp.pdu import AAbort, AReleaseRP
+from storescp.storage_directory import PRIVATE_DIRECTORY, StorageDirectory
 from storescp.store import BATCH_BYTES, PIECE_OVERHEAD, InstanceStore
 from tests.conversation import (
     CT_IMAGE_STORAGE,
@@ -42,7 +43,7 @@ from tests.conversation import (
     data_set,
     p_data,
 )
-from tests.test_part10 import DirectoryTestCase, WithoutLinks, WithoutTemporaryFiles, failing
+from tests.test_storage_directory import DirectoryTestCase, WithoutLinks, WithoutTemporaryFiles, failing
 
 NOON = datetime.datetime(2032, 4, 5, 12).timestamp()
 PATH = "1.2.1/1.2.2/1.2.3.dcm"
