@@ -20,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.pdu import AAssociateAC, AAssociateRJ
 from storescp.sop_classes import VERIFICATION
+from tests.pynetdicom_scu import associate
 from tests.raw_scu import RawSCU
 from tests.server import DEADLINE, Server, environment, run, run_twistd, temporary_directory
 
@@ -69,7 +70,7 @@ class UserTests(_TestCase):
         answers: list[type] = []
         # Not is_rejected, which is false if the answer, and the end of the connection, are faster than associate().
         received = (evt.EVT_PDU_RECV, lambda event: answers.append(type(event.pdu)))
-        association = entity.associate("127.0.0.1", port, ext_neg=[item], evt_handlers=[received])
+        association = associate(entity, port, ext_neg=[item], evt_handlers=[received])
         confirmed = association.acceptor.user_identity is not None
         if association.is_established:
             self.assertEqual(association.send_c_echo().Status, 0)

@@ -22,6 +22,7 @@ from storescp.sop_classes import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
 from tests.faults.injected import Strace
 from tests.orthanc import Orthanc
 from tests.pki import Authority
+from tests.pynetdicom_scu import associate
 from tests.server import DEADLINE, Server, free_port, run, temporary_directory
 from tests.test_end_to_end import DATA
 from tests.test_workers import workers_of
@@ -99,9 +100,8 @@ class Modality:
             item.sop_class_uid = STORAGE_COMMITMENT
             item.scu_role, item.scp_role = role
             items.append(item)
-        association = ae.associate(
-            *server.address, evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._report)], ext_neg=items
-        )
+        handlers = [(evt.EVT_N_EVENT_REPORT, self._report)]
+        association = associate(ae, server.address[1], evt_handlers=handlers, ext_neg=items)
         self.case.assertTrue(association.is_established)
         return association
 
@@ -359,7 +359,7 @@ class RefusalTests(_TestCase):
             ae = AE("CT1")
             ae.add_requested_context(STORAGE_COMMITMENT)
             ae.add_requested_context("1.2.840.10008.1.1")
-            association = ae.associate(*server.address)
+            association = associate(ae, server.port)
             self.assertEqual(
                 [str(context.abstract_syntax) for context in association.accepted_contexts],
                 ["1.2.840.10008.1.1"],

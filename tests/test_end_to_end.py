@@ -18,11 +18,11 @@ from typing import NamedTuple
 import pydicom
 import pynetdicom
 from pydicom.dataset import Dataset
-from pynetdicom.association import Association
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.part10 import FileMeta
 from storescp.pdu import AAbort, AAssociateAC, AAssociateRJ
+from tests.pynetdicom_scu import associate
 from tests.raw_scu import CT, EXPLICIT, EXPLICIT_CONTEXT, MR, RawSCU, element, instance, p_data, store_command
 from tests.raw_scu import store as raw_store
 from tests.server import (
@@ -143,14 +143,9 @@ class Pynetdicom:
         entity = pynetdicom.AE(ae_title=calling)
         for sop_class, transfer_syntax in sorted(contexts):
             entity.add_requested_context(sop_class, transfer_syntax)
-        self.association: Association = entity.associate("127.0.0.1", port)
+        self.association = associate(entity, port)
         case.addCleanup(self._end)
         assert self.association.is_established
-        # Its reactor thread looks for requests of the peer, and before it has noticed that it is to pause it takes a
-        # response that comes fast, and loses it. No request comes here: it need not look.
-        dimse = self.association.dimse
-        take = dimse.get_msg
-        case.patch(dimse, "get_msg", lambda block=False: take(block) if block else (None, None))
 
     def store(self, sample: Sample) -> int:
         """Send one; its status."""

@@ -32,6 +32,7 @@ from storescp.pdu import AAbort, AReleaseRQ
 from storescp.sop_classes import STORAGE_SOP_CLASSES
 from tests import orthanc
 from tests.pki import Authority
+from tests.pynetdicom_scu import associate
 from tests.raw_scu import CT, EXPLICIT
 from tests.recorder import Recorder
 from tests.server import (
@@ -293,8 +294,8 @@ class Pynetdicom(Cells):
         entity = AE("PYNETDICOM")
         for sop_class, syntax in sorted(contexts):
             entity.add_requested_context(sop_class, syntax)
-        association: Association = entity.associate(
-            "127.0.0.1",
+        association = associate(
+            entity,
             port or int(self.port),
             ext_neg=list(items),
             tls_args=(tls, "127.0.0.1") if tls is not None else None,

@@ -12,6 +12,7 @@ from pynetdicom.pdu_primitives import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.pynetdicom_scu import associate
 from tests.raw_scu import CT, EXPLICIT, IMPLICIT, MR
 from tests.server import Server
 from tests.test_end_to_end import DATA
@@ -47,7 +48,7 @@ class UnknownClassesTests(SynchronousTestCase):
             extended.sop_class_uid, extended.service_class_application_information = UID(NEW), b"\3\0\0\0\2"
             role = SCP_SCU_RoleSelectionNegotiation()
             role.sop_class_uid, role.scu_role, role.scp_role = UID(PATTERN), True, True
-            association = entity.associate("127.0.0.1", server.port, ext_neg=[said, extended, role])
+            association = associate(entity, server.port, ext_neg=[said, extended, role])
             self.assertTrue(association.is_established)
             accepted = {cx.abstract_syntax: cx.transfer_syntax[0] for cx in association.accepted_contexts}
             self.assertEqual(accepted, {NEW: EXPLICIT, PATTERN: EXPLICIT, CT: IMPLICIT})

@@ -21,6 +21,7 @@ from storescp.pdu import AAssociateAC, AAssociateRJ
 from storescp.sop_classes import VERIFICATION
 from tests.orthanc import Orthanc
 from tests.pki import Authority
+from tests.pynetdicom_scu import associate
 from tests.raw_scu import RawSCU, instance
 from tests.server import (
     DEADLINE,
@@ -165,7 +166,7 @@ class SendersTests(_TestCase):
         context.load_cert_chain(*map(str, self.authority.issue("py")))
         ae = AE()
         ae.add_requested_context(VERIFICATION)
-        association = ae.associate(*server.address, tls_args=(context, "localhost"))
+        association = associate(ae, server.port, tls_args=(context, "localhost"))
         self.assertTrue(association.is_established)
         self.assertEqual(association.send_c_echo().Status, 0)
         association.release()
