@@ -142,11 +142,11 @@ class _TestCase(SynchronousTestCase):
         self.modality = Modality(self)
 
     def options(self, address: str = "") -> tuple[object, ...]:
-        """Those of a server that knows where the modality listens."""
+        """Those of a server that knows where the modality listens, and leaves who asks all the time to release."""
         config = self.home / "storescp.yaml"
         address = address or f"127.0.0.1:{self.modality.port}"
         config.write_text(f"callers: {{CT1: {{commitment: '{address}'}}}}")
-        return "--config", config, "--commitment-retry", "0.2"
+        return "--config", config, "--commitment-retry", "0.2", "--commitment-delay", "600"
 
     def start(self, *options: object) -> Server:
         """A server that knows where the modality listens, and has its images."""
@@ -253,12 +253,14 @@ class ReportTests(_TestCase):
 
     def test_nowhere(self) -> None:
         """Without an address there is the caller's own association: this one, or one on which it asks again."""
-        server = Server(self, "--commitment-delay", "0.5")
+        server = Server(self, "--commitment-delay", "600")
         self.store(server)
         self.assertEqual(self.modality.ask_once(server), 0)
         server.wait_for(
             r"nowhere to report to CT1, transaction 1\.2\.3: expected callers\.CT1\.commitment, got none"
         )
+        server.stop()
+        server = Server(self, "--commitment-delay", "0", "--storage-dir", server.storage)
         association = self.modality.associate(server)
         self.assertEqual(self.modality.ask(association), 0)
         self.assertEqual(self.modality.reported(), ALL)
@@ -267,7 +269,8 @@ class ReportTests(_TestCase):
 
     def test_nowhere_to_the_end(self) -> None:
         """What nobody can be told of is told of once, and goes in its time like any other."""
-        server = Server(self, "--commitment-delay", "0", "--commitment-keep", "1")
+        # Who has released has gone before it could have been told.
+        server = Server(self, "--commitment-delay", "600", "--commitment-keep", "1")
         self.store(server)
         self.assertEqual(self.modality.ask_once(server), 0)
         server.wait_for("given up a report to CT1, transaction 1.2.3, after 0 attempts")
@@ -292,7 +295,7 @@ class ReportTests(_TestCase):
         for workers in ("1", "2"):
             config = self.home / "storescp.yaml"
             config.write_text("ae-title: STORESCP")
-            server = Server(self, "--config", config, "--workers", workers)
+            server = Server(self, "--config", config, "--workers", workers, "--commitment-delay", "600")
             self.store(server)
             self.assertEqual(self.modality.ask_once(server), 0)
             server.wait_for("nowhere to report to CT1")
@@ -404,18 +407,20 @@ class WorkersTests(_TestCase):
 
     def test_reports(self) -> None:
         """A worker reports on the association that it has; the server, on a new one, once."""
-        server = self.start("--workers", "2", "--commitment-delay", "0.5")
+        server = self.start("--workers", "2", "--commitment-delay", "0")
         self.listen()
         association = self.modality.associate(server)
         self.assertEqual(self.modality.ask(association, "1.1"), 0)
         self.assertEqual(self.modality.reported(), (1, "1.1", [CT_UID, MR_UID], []))
         server.wait_for("reported to CT1 on its association")
+        association.release()
+        server.stop()
+        server = self.restarted(server, "--workers", "2")
         for number in range(2, 8):
             self.assertEqual(self.modality.ask_once(server, f"1.{number}"), 0)
         reports = [self.modality.reported() for _ in range(2, 8)]
         self.assertEqual(sorted(report[1] for report in reports), [f"1.{number}" for number in range(2, 8)])
         server.wait_for("reported to CT1 at", count=6)
-        association.release()
         server.stop()
         self.assertTrue(self.modality.reports.empty())
 
