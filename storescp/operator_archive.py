@@ -103,7 +103,13 @@ class Workers:
             # Forked while nothing is open and no thread runs: before the index is opened.
             context = multiprocessing.get_context("fork")
             self._executor = ProcessPoolExecutor(jobs, context, initializer=_begin_worker)
-            self._executor.submit(int).result()
+            # An interrupt is for us alone to decide on: they never hear of it, from their first moment on.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                first = self._executor.submit(int)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            first.result()
 
     def __enter__(self) -> Workers:
         return self
@@ -132,7 +138,6 @@ class Workers:
 
 
 def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to decide
     parent = multiprocessing.parent_process()
     assert parent is not None
 

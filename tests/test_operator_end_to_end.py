@@ -239,6 +239,15 @@ class ReindexTests(SynchronousTestCase):
             done = storescp("reindex", "-d", root, "--jobs", 2, patch=patch)
             self.assertEqual((done.returncode, done.stdout, done.stderr), (status, "", line))
 
+    def test_interrupted_at_once(self) -> None:
+        """Processes that read are deaf to SIGINT from their first moment on: it is for the command to end them."""
+        root = temporary_directory(self)
+        (root / "a.dcm").write_bytes(FileMeta(CT, EXPLICIT, "A", "B").encode("1.2") + instance("1.2"))
+        patch = "import os, signal; os.register_at_fork("
+        patch += "after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))"
+        done = storescp("reindex", "-d", root, "--jobs", 2, patch=patch)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
     def test_output_cut(self) -> None:
         """Nobody who reads its output any more is no traceback; a full disk is told, also at the very end."""
         root = temporary_directory(self)
