@@ -182,12 +182,17 @@ def _title(text: str) -> str:
 
 
 def _networks(text: str) -> list[Network]:
-    networks = []
+    networks: list[Network] = []
     for name in [] if text == "any" else names((text,)) or ("",):
         try:
-            networks.append(ipaddress.ip_network(name))
+            network = ipaddress.ip_network(name)
         except ValueError:
             raise unexpected("any, an address, or a network such as 10.0.0.0/8 or fd00::/8", name) from None
+        if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= 96:
+            mapped = network.network_address.ipv4_mapped  # peers are judged by their plain addresses
+            if mapped is not None:
+                network = ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+        networks.append(network)
     return networks
 
 

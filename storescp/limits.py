@@ -113,14 +113,24 @@ class Admission:
         return True
 
 
+def plain(host: str) -> str:
+    """An IPv4 address as such: a socket of IPv6 calls it ``::ffff:192.0.2.1``, RFC 4291 §2.5.5.2."""
+    if ":" not in host:
+        return host
+    try:
+        mapped = ipaddress.IPv6Address(host).ipv4_mapped
+    except ValueError:
+        return host
+    return host if mapped is None else str(mapped)
+
+
 def network_of(host: str) -> str:
     """Who is to be counted as one: an IPv4 address, or the /64 network of an IPv6 one, of which a peer has them all."""
+    host = plain(host)
     if ":" not in host:
         return host
     try:
         address = ipaddress.IPv6Address(host.partition("%")[0])
     except ValueError:
         return host
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
     return str(ipaddress.IPv6Address(int(address) >> 64 << 64)) + "/64"

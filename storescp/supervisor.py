@@ -25,6 +25,7 @@ from storescp.archive import CannotOpen, ServerArchive
 from storescp.commitment_ledger import Ledger
 from storescp.commitment_store import REPORTER
 from storescp.config import Config
+from storescp.limits import plain
 from storescp.logs import Repeated
 from storescp.measurements import Measurements
 from storescp.reader import Reader
@@ -233,7 +234,7 @@ class Supervisor:
                 self._set_accepting()
                 return
             # Not the name of a local socket, which is a text or bytes.
-            host = address[0] if isinstance(address, tuple) else ""
+            host = plain(address[0]) if isinstance(address, tuple) else ""
             if not self._admit(Accepted(connection, secure, host)):
                 connection.close()
 

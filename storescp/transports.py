@@ -15,6 +15,8 @@ from twisted.internet.interfaces import IAddress, IConsumer, IPushProducer, ISys
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 
+from storescp.limits import plain
+
 #: What one read takes at most. Measured: 64 KiB and 1 MiB are both slower.
 READ_SIZE = 256 * 1024
 
@@ -71,7 +73,10 @@ class HostEndpoint(HostnameEndpoint):
 def origin_of(peer: IAddress | None) -> tuple[str, str]:
     """The address of a peer as the log has it, and its host: empty where there is none."""
     host, port = getattr(peer, "host", None), getattr(peer, "port", None)
-    return (f"{host}:{port}", host) if host is not None else ("local socket", "")
+    if host is None:
+        return "local socket", ""
+    host = plain(host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}", host
 
 
 def end_of(error: BaseException | None) -> str:

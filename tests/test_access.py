@@ -131,6 +131,9 @@ class VerdictTests(_TestCase):
         access = self.access("callers: {A: {addresses: [10.1.0.0/16, 192.0.2.7, 'fd00::/8, ::1']}}")
         for address in ("10.1.255.3", "192.0.2.7", "fd12::1", "::1", "::ffff:10.1.0.1", "fd00::1%eth0"):
             self.assertIsNone(self.verdict(access, "A", address), address)
+        mapped = self.access("callers: {A: {addresses: ['::ffff:10.1.0.0/112', '::ffff:192.0.2.7']}}")
+        for address in ("10.1.255.3", "::ffff:10.1.255.3", "192.0.2.7"):
+            self.assertIsNone(self.verdict(mapped, "A", address), address)
         for other in ("10.2.0.1", "192.0.2.8", "fe80::1", "::2", "::ffff:10.2.0.1", None, "unknown", ""):
             self.assertEqual(
                 self.verdict(access, "A", other),

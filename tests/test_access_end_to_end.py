@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -231,6 +232,32 @@ callers:
         for command in ("verify", "reindex"):
             code, said = self.storescp(command, "-d", server.storage)
             self.assertEqual((code, "no findings" in said), (0, True), said)
+
+    def test_both_families(self) -> None:
+        """At a socket for IPv6 and IPv4 a sender has its IPv4 address: for rules, for limits and in the log."""
+        config = self.write("c.yaml", "callers: {RAW: {addresses: 127.0.0.1/32}, FAR: {addresses: '::/0'}}")
+        for workers in (1, 2):
+            with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+                server = Server(
+                    self,
+                    *("--config", config, "--workers", workers, "--max-per-address", 2),
+                    *("--listen", "systemd:domain=INET6:index=0"),
+                    listen=False,
+                    activated=listener,
+                )
+                with RawSCU(server.address) as one, RawSCU(server.address) as two:
+                    self.assertIsInstance(one.associate(), AAssociateAC)
+                    self.assertEqual(two.associate(calling="FAR"), AAssociateRJ(1, 1, 3))
+                    with RawSCU(server.address) as three:
+                        self.assertIsNone(three.receive())
+                    one.release()
+                server.stop()
+            self.assertRegex(server.output, r"association accepted: RAW at 127\.0\.0\.1:\d+ ")
+            self.assertRegex(server.output, r"rejected: 'FAR' at 127\.0\.0\.1:\d+ ")
+            self.assertRegex(
+                server.output, r"\] 127\.0\.0\.1(:\d+)? refused: more than 2 connections from there\n"
+            )
+            self.assertNotIn("ffff", server.output)
 
     def test_limit_over_workers(self) -> None:
         """The maximum of a caller is that of all workers together, and its place becomes free again."""

@@ -14,7 +14,7 @@ from storescp import dimse
 from storescp.access import Access, Callers
 from storescp.dimse import Status
 from storescp.flow import HIGH_WATER, WRITE_TIMEOUT
-from storescp.limits import BURST, MAX_ADDRESSES, Admission, network_of
+from storescp.limits import BURST, MAX_ADDRESSES, Admission, network_of, plain
 from storescp.naming import Naming
 from storescp.pdu import AAbort, AAssociateAC, AAssociateRJ
 from storescp.store import BATCH_BYTES
@@ -39,6 +39,9 @@ class AdmissionTests(SynchronousTestCase):
 
     def test_network(self) -> None:
         """An IPv4 address is one, however written; of IPv6 a whole /64, and a link's name does not matter."""
+        self.assertEqual(plain("0:0::ffff:c000:201"), "192.0.2.1")
+        for other in ("192.0.2.1", "2001:db8::1", "fe80::1%eth0", "no:address", ""):
+            self.assertEqual(plain(other), other)
         for host, network in (
             ("192.0.2.1", "192.0.2.1"),
             ("::ffff:192.0.2.1", "192.0.2.1"),

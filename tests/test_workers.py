@@ -449,7 +449,7 @@ class StartTests(SynchronousTestCase):
         """Connections over IPv6 are handed over like any others."""
         server = Server(self, "--workers", 2, "--listen", r"tcp6:0:interface=\:\:1", listen=False)
         self.store_on_both(server, "::1")
-        self.assertEqual(server.output.count("association accepted: RAW at ::1:"), 2)
+        self.assertEqual(server.output.count("association accepted: RAW at [::1]:"), 2)
 
     def test_activated(self) -> None:
         """A socket that systemd has made is listened on like any other, and outlives the server."""
