@@ -28,7 +28,8 @@ from bench.peers import Peer, PeerFailed, Place, environment, free_port
 from bench.storage import Storage
 from storescp import tags
 from storescp.dataset_head import Head, HeadReader
-from storescp.index import Index, ReceivedInstance
+from storescp.index import Index
+from storescp.index_rows import ReceivedInstance
 
 FEW, MANY = 10_000, 1_000_000
 _SENDERS = 8

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from storescp.beneath import SymbolicLink
 from storescp.config import Duplicate
-from storescp.index import Index, ReceivedInstance
+from storescp.index import Index
+from storescp.index_rows import ReceivedInstance
 from storescp.journal import Beginning, Journal, Unsettled
 from storescp.journal_file import Pieces
 from storescp.lost_answers import LostAnswers

@@ -14,7 +14,8 @@ from contextlib import closing
 from storescp.beneath import Beneath
 from storescp.commitment_data import FailureReason, Reference, Report, Request
 from storescp.flushing import can_sync_file_system, sync_file_system, sync_path
-from storescp.index import Index, Row
+from storescp.index import Index
+from storescp.index_rows import Row
 from storescp.stored_file import NotAnInstance, open_below
 
 

@@ -35,16 +35,6 @@ from storescp.index_rows import (
 )
 from storescp.index_schema import SCHEMA_VERSION, create_or_upgrade, schema_of
 
-__all__ = [
-    "Counts",
-    "Index",
-    "IndexUnavailable",
-    "ModalityCounts",
-    "ReceivedInstance",
-    "Row",
-    "Totals",
-]
-
 #: Series whose number is remembered, so that their next instances need no look-up; some 2 MiB.
 KNOWN_SERIES = 4096
 

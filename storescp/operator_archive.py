@@ -18,7 +18,8 @@ from itertools import islice
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
-from storescp.index import Index, Row
+from storescp.index import Index
+from storescp.index_rows import Row
 from storescp.storage_directory import PRIVATE_DIRECTORY
 
 #: Files that are read as one job.

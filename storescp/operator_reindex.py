@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from storescp.index import ReceivedInstance, Row
+from storescp.index_rows import ReceivedInstance, Row
 from storescp.operator_archive import (
     CHUNK,
     Archive,

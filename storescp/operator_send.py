@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from storescp import tags
-from storescp.pdu import UserIdentity
-from storescp.scu import MAX_CONTEXTS, SCU, Response
+from storescp.pdu import MAXIMUM_CONTEXTS, UserIdentity
+from storescp.scu import SCU, Response
 from storescp.scu_errors import AssociationError, ContextNotAccepted
 from storescp.sop_classes import DEFLATED_TRANSFER_SYNTAXES
 from storescp.storage_directory import PRIVATE_DIRECTORY
@@ -381,7 +381,7 @@ def _groups(files: Iterable[FileToSend]) -> Iterator[list[FileToSend]]:
     contexts: set[tuple[str, str]] = set()
     for file in files:
         context = file.sop_class_uid, file.transfer_syntax_uid
-        if len(group) == MAX_FILES or (context not in contexts and len(contexts) == MAX_CONTEXTS):
+        if len(group) == MAX_FILES or (context not in contexts and len(contexts) == MAXIMUM_CONTEXTS):
             yield group
             group, contexts = [], set()
         group.append(file)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from storescp.index import Row
+from storescp.index_rows import Row
 from storescp.operator_archive import CHUNK, Archive, Finding, Pass, Workers, chunks, find_rows
 from storescp.stored_file import NotAnInstance, read_instance
 

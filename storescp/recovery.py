@@ -10,7 +10,8 @@ import contextlib
 from typing import NamedTuple
 
 from storescp.beneath import SymbolicLink
-from storescp.index import Index, ReceivedInstance
+from storescp.index import Index
+from storescp.index_rows import ReceivedInstance
 from storescp.journal import Journal
 from storescp.lost_answers import LostAnswers
 from storescp.storage_directory import StorageDirectory

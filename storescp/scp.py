@@ -64,7 +64,7 @@ class StorageSCP:
         transfers: Transfers | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.association = self._association = association
+        self.association = association
         self.association_id = association.association_id
         self._store = store
         self._statistics = statistics
@@ -152,7 +152,7 @@ class StorageSCP:
         self._outstanding -= 1
         self._report_transfers()
         if not self._outstanding:
-            self._association.idle()
+            self.association.idle()
 
     def _report_transfers(self) -> None:
         """Have reported what was received, when that is over."""
@@ -161,7 +161,7 @@ class StorageSCP:
 
     def _command(self, context_id: int, command: Command) -> None:
         self._statistics.messages += 1
-        context = self._association.contexts.get(context_id)
+        context = self.association.contexts.get(context_id)
         if context is None:
             raise dimse.InvalidMessage(
                 f"a message on presentation context {context_id}, which was not accepted"
@@ -193,7 +193,7 @@ class StorageSCP:
             self.respond(context_id, command, Status.UNRECOGNIZED_OPERATION)
 
     def _c_store(self, context_id: int, command: Command) -> None:
-        association = self._association
+        association = self.association
         context = association.contexts[context_id]
         sop_class = command.uid(dimse.AFFECTED_SOP_CLASS_UID)
         message_id = command.message_id  # a request that cannot be answered is no message
@@ -229,7 +229,7 @@ class StorageSCP:
         """One more operation is outstanding. PS3.7 does not say what becomes of one too many: it waits."""
         if len(invoked) >= self._window:
             self._is_held_back = True
-            self._association.hold_back(True)
+            self.association.hold_back(True)
             self._store.hurry()
         invoked.add(message_id)
 
@@ -261,7 +261,7 @@ class StorageSCP:
             return
         self._outstanding += 1
         context_id, command, began = request
-        send = self._association.send_from_thread
+        send = self.association.send_from_thread
         invoked = self._invoked
         timing = None if self._recorder is None else Timing(self._monotonic, began, self._recorder)
 
@@ -283,7 +283,7 @@ class StorageSCP:
                 self._recorder.answered(None, status, 0, 0.0)
             self.log.warn(
                 "C-STORE from {calling} refused: {status:04X}H {comment}",
-                calling=self._association.calling_ae_title,
+                calling=self.association.calling_ae_title,
                 status=status,
                 comment=comment,
             )
@@ -304,14 +304,14 @@ class StorageSCP:
         else:
             statistics.instances_failed += 1
         if outcome.is_answered:
-            self._association.sent_from_thread()
+            self.association.sent_from_thread()
         else:
             self._send(context_id, command, outcome.status, outcome.comment)
         if timing is not None:
             timing.record(outcome)
         if not outcome.is_open:
             self._certain -= 1
-        elif self._association.can_send and not (self._late and command.message_id in self._late):
+        elif self.association.can_send and not (self._late and command.message_id in self._late):
             self._answered.append(outcome.path)
         else:
             self._store.unacknowledged(outcome.path)
@@ -320,7 +320,7 @@ class StorageSCP:
             self._transfers.add(outcome)
             self._report_transfers()
         if not self._outstanding:
-            self._association.idle()
+            self.association.idle()
 
     def _make_room(self, invoked: set[int]) -> None:
         if self._is_held_back:
@@ -328,7 +328,7 @@ class StorageSCP:
             if self._is_held_back:
                 self._store.hurry()
             else:
-                self._association.hold_back(False)
+                self.association.hold_back(False)
 
     def _settle_answered(self, count: int, *, arrived: bool) -> None:
         """Tell of the first *count* answers, as far as there are so many."""
@@ -345,14 +345,14 @@ class StorageSCP:
         self._send(context_id, command, status, comment)
 
     def _send(self, context_id: int, command: Command, status: int, comment: str) -> None:
-        if self._association.can_send:
-            self._association.send_command(context_id, encode_response(command, status, comment))
+        if self.association.can_send:
+            self.association.send_command(context_id, encode_response(command, status, comment))
 
     def _log_store(self, outcome: Outcome, began: float) -> None:
         head = outcome.head
         modality = (head and head.text(tags.MODALITY)) or "-"
         event: LogEvent = {
-            "calling": self._association.calling_ae_title,
+            "calling": self.association.calling_ae_title,
             "modality": modality[:16] if modality.isprintable() else "-",  # it must not forge log lines
             "size": outcome.size,
             "ms": (self._monotonic() - began) * 1000,

@@ -40,9 +40,6 @@ from storescp.upper_layer import (
     UpperLayer,
 )
 
-#: Presentation contexts of one association: their IDs are the odd numbers of a byte, PS3.8 §9.3.2.2.
-MAX_CONTEXTS = 128
-
 #: The longest P-DATA-TF that we take; responses are all that comes.
 MAXIMUM_LENGTH = 16384
 
@@ -63,7 +60,7 @@ class SCU:
     """An association with the application entity at *host* and *port*.
 
     *contexts* are pairs of abstract and transfer syntax, each proposed as a presentation context of its own, so
-    that what is accepted is known exactly; at most MAX_CONTEXTS. *timeout* is in seconds, for the connection and
+    that what is accepted is known exactly; at most MAXIMUM_CONTEXTS. *timeout* is in seconds, for the connection and
     for each answer. *user* is who asks; if a positive response is requested, the lack of one is an error. *tls* makes
     the connection a secure one. So many operations as *window* says are asked to be outstanding at a time, PS3.7
     §D.3.3.3; ``window`` is how many the peer allows. All methods but abort() raise AssociationError, after which the
@@ -117,18 +114,6 @@ class SCU:
         context_id = self._context(abstract_syntax, transfer_syntax)
         self._send_command(context_id, dimse.C_ECHO_RQ, abstract_syntax, {})
         self._flush()
-        return self.response()[1]
-
-    def store(
-        self,
-        sop_class_uid: str,
-        sop_instance_uid: str,
-        transfer_syntax_uid: str,
-        descriptor: int,
-        offset: int,
-    ) -> Response:
-        """:meth:`send` it, and wait for the answer; nothing else may be outstanding."""
-        self.send(sop_class_uid, sop_instance_uid, transfer_syntax_uid, descriptor, offset)
         return self.response()[1]
 
     def send(

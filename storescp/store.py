@@ -24,7 +24,8 @@ from storescp.commit import Committer, DuplicateInstance
 from storescp.dataset_head import Head, HeadError, HeadReader
 from storescp.dimse import Status
 from storescp.flushing import start_writing
-from storescp.index import IndexUnavailable, ReceivedInstance
+from storescp.index import IndexUnavailable
+from storescp.index_rows import ReceivedInstance
 from storescp.interfaces import Answer, IFlow, IIncomingInstance, IInstanceStore, Origin, Outcome
 from storescp.naming import Naming, UnsafeUID, relative_path
 from storescp.part10 import FileMeta, UnnamedFile

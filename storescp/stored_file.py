@@ -17,7 +17,7 @@ from storescp import tags
 from storescp.beneath import Beneath
 from storescp.dataset_head import PIECE as HEAD_PIECE
 from storescp.dataset_head import Head, HeadError, HeadReader
-from storescp.index import ReceivedInstance
+from storescp.index_rows import ReceivedInstance
 
 #: Bytes of File Meta Information, with preamble and prefix; some 500 are usual. More than that is no such file.
 MAX_FILE_META = 64 * 1024

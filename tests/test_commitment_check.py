@@ -10,7 +10,8 @@ from storescp import tags
 from storescp.commitment_check import Judge
 from storescp.commitment_data import FailureReason, Reference, Report, Request
 from storescp.dataset_head import Head
-from storescp.index import Index, ReceivedInstance
+from storescp.index import Index
+from storescp.index_rows import ReceivedInstance
 from tests.raw_scu import CT, EXPLICIT
 from tests.server import temporary_directory
 

@@ -72,7 +72,6 @@ class Peer:
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
         self.sent: dict[int, str] = {}  # message ID -> UID
-        self.arriving: tuple[str, bytes] | None = None
 
     def answers(self) -> dict[str, int]:
         """The statuses of the instances that were answered since the last time."""

@@ -21,7 +21,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp import index as index_module
 from storescp import tags
 from storescp.dataset_head import Head
-from storescp.index import Counts, Index, IndexUnavailable, ReceivedInstance, Row, Totals
+from storescp.index import Index, IndexUnavailable
+from storescp.index_rows import Counts, ReceivedInstance, Row, Totals
 from storescp.index_schema import APPLICATION_ID, SCHEMA_VERSION, create_or_upgrade
 
 CT = "1.2.840.10008.5.1.4.1.1.2"

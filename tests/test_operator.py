@@ -20,7 +20,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import storescp
 from storescp import beneath, operator_reindex, operator_verify
-from storescp.index import Index, IndexUnavailable, ReceivedInstance, Row, Totals
+from storescp.index import Index, IndexUnavailable
+from storescp.index_rows import ReceivedInstance, Row, Totals
 from storescp.operator import main
 from storescp.operator_archive import Archive, ArchiveError, Finding, Workers
 from storescp.operator_reindex import Reindexing

@@ -36,6 +36,12 @@ from tests.server import DEADLINE, free_port
 CONTEXTS = ((VERIFICATION, IMPLICIT), (CT, EXPLICIT), (CT, IMPLICIT))
 
 
+def store(scu: SCU, sop_class: str, uid: str, syntax: str, descriptor: int, offset: int) -> Response:
+    """Send an instance and wait for the answer."""
+    scu.send(sop_class, uid, syntax, descriptor, offset)
+    return scu.response()[1]
+
+
 class Peer:
     """The other end of one connection; *script* is run on a thread of its own when it is there."""
 
@@ -221,8 +227,8 @@ class AssociationTests(SCUTestCase):
             with self.assertRaisesRegex(
                 ContextNotAccepted, "not accepted: CTImageStorage in ExplicitVRLittleEndian$"
             ):
-                scu.store(CT, "1.2", EXPLICIT, self.file(b""), 0)
-            self.assertRaises(ContextNotAccepted, scu.store, MR, "1.2", EXPLICIT, 0, 0)
+                store(scu, CT, "1.2", EXPLICIT, self.file(b""), 0)
+            self.assertRaises(ContextNotAccepted, store, scu, MR, "1.2", EXPLICIT, 0, 0)
         peer.finish()
 
     def test_small_packets_at_once(self) -> None:
@@ -290,7 +296,7 @@ class AssociationTests(SCUTestCase):
         peer = self.peer(script)
         with self.assertRaisesRegex(AssociationError, "took no data for"), self.scu(peer) as scu:
             scu._socket.settimeout(0.1)
-            scu.store(CT, "1.2", EXPLICIT, self.file(bytes(50_000_000)), 0)
+            store(scu, CT, "1.2", EXPLICIT, self.file(bytes(50_000_000)), 0)
         done.set()
 
     def test_aborted(self) -> None:
@@ -346,7 +352,7 @@ class AssociationTests(SCUTestCase):
             self.assertRaisesRegex(AssociationError, "invalid-PDU-parameter-value"),
             self.scu(peer) as scu,
         ):
-            scu.store(CT, "1.2", EXPLICIT, self.file(bytes(5_000_000)), 0)
+            store(scu, CT, "1.2", EXPLICIT, self.file(bytes(5_000_000)), 0)
 
     def test_nonsense(self) -> None:
         """A peer that breaks the protocol is aborted, with the reason of Table 9-26."""
@@ -474,7 +480,7 @@ class MessageTests(SCUTestCase):
             with self.scu(self.peer(script)) as scu:
                 for number, size in enumerate(sizes):
                     content = bytes(range(256)) * (size // 256) + bytes(size % 256)
-                    response = scu.store(CT, f"1.2.{number}", EXPLICIT, self.file(b"head" + content), 4)
+                    response = store(scu, CT, f"1.2.{number}", EXPLICIT, self.file(b"head" + content), 4)
                     self.assertEqual(response.status, 0x0111 if number == 3 else 0)
 
     def test_odd(self) -> None:
@@ -488,7 +494,7 @@ class MessageTests(SCUTestCase):
             peer.release()
 
         with self.scu(self.peer(script)) as scu:
-            scu.store(CT, "1.2", EXPLICIT, self.file(b"odd"), 0)
+            store(scu, CT, "1.2", EXPLICIT, self.file(b"odd"), 0)
 
     def test_one_write(self) -> None:
         """A small object is one write: its command does not travel alone."""
@@ -503,7 +509,7 @@ class MessageTests(SCUTestCase):
             peer.release()
 
         with self.scu(self.peer(script)) as scu:
-            scu.store(CT, "1.2", EXPLICIT, self.file(b"content!"), 0)
+            store(scu, CT, "1.2", EXPLICIT, self.file(b"content!"), 0)
 
     def test_file_shrinks(self) -> None:
         """A file that becomes shorter while it is sent is an OSError; the association can only be aborted then."""
@@ -521,7 +527,7 @@ class MessageTests(SCUTestCase):
 
         peer = self.peer(script)
         with self.assertRaisesRegex(OSError, "shorter"), self.scu(peer) as scu:
-            scu.store(CT, "1.2", EXPLICIT, descriptor, 0)
+            store(scu, CT, "1.2", EXPLICIT, descriptor, 0)
         peer.finish()
 
     def test_message_ids(self) -> None:

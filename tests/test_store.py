@@ -23,7 +23,8 @@ from storescp import tags
 from storescp.commit import Committer
 from storescp.config import Duplicate
 from storescp.dimse import Status
-from storescp.index import Index, IndexUnavailable, ReceivedInstance
+from storescp.index import Index, IndexUnavailable
+from storescp.index_rows import ReceivedInstance
 from storescp.interfaces import IFlow, IIncomingInstance, Origin, Outcome
 from storescp.journal import Journal
 from storescp.lost_answers import LostAnswers

@@ -161,10 +161,6 @@ class Ledger:
         other.possible = dict(self.possible)
         return other
 
-    def last_mark(self) -> int:
-        """That of the last event."""
-        return max((event.mark for event in self._events), default=0)
-
     def found(self, path: str, content: bytes) -> None:
         """This is what the file has, *content* is a digest or ABSENT. Raises Violation unless it may be so."""
         possible = self.possible.get(path)
