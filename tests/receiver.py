@@ -1,4 +1,4 @@
-"""A real receiver of syslog for tests: rsyslogd, over UDP, TCP and TLS, on ports that the kernel chose.
+"""A real receiver of syslog for tests: rsyslogd, over UDP, TCP and TLS.
 
     receiver = Receiver(self)
     Server(self, "--audit", receiver.url("tcp"))
@@ -36,8 +36,8 @@ module(load="imtcp")
 template(name="line" type="string"
          string="%inputname%|%pri%|%timestamp:::date-rfc3339%|%hostname%|%app-name%|%procid%|%msgid%|%msg%\\n")
 input(type="imudp" address="127.0.0.1" port="{udp}" name="udp")
-input(type="imtcp" address="127.0.0.1" port="{tcp}" listenPortFileName="{home}/tcp.port" name="tcp")
-input(type="imtcp" address="127.0.0.1" port="{tls}" listenPortFileName="{home}/tls.port" name="tls"
+input(type="imtcp" address="127.0.0.1" port="{tcp}" name="tcp")
+input(type="imtcp" address="127.0.0.1" port="{tls}" name="tls"
       streamDriver.name="ossl" streamDriver.mode="1" streamDriver.authMode="x509/certvalid")
 action(type="ompipe" pipe="{home}/received" template="line")
 """
@@ -83,12 +83,12 @@ class Receiver:
         self.home = temporary_directory(case)
         self.authority = Authority(self.home)
         self.certificate, self.key = self.authority.issue("localhost")
-        self.ports = {"udp": free_port(), "tcp": 0, "tls": 0}
+        self.ports = {transport: free_port() for transport in ("udp", "tcp", "tls")}
         self.messages: list[Message] = []
         self.start()
 
     def start(self) -> None:
-        """Start it, on the ports that it had before."""
+        """Start it."""
         pipe = self.home / "received"
         subprocess.run(["mkfifo", "-m", "600", pipe], check=True)
         configuration = self.home / "rsyslog.conf"
@@ -117,8 +117,6 @@ class Receiver:
         self._rest = b""
         while self._next().application != "rsyslogd":
             pass
-        for transport in ("tcp", "tls"):
-            self.ports[transport] = int((self.home / f"{transport}.port").read_text())
 
     def stop(self) -> None:
         """End it. Connections to it are lost."""

@@ -15,7 +15,17 @@ from typing import Any
 from pydicom.data import get_testdata_file
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.server import DEADLINE, ROOT, Server, environment, run, run_twistd, temporary_directory, twistd
+from tests.server import (
+    DEADLINE,
+    ROOT,
+    Server,
+    environment,
+    free_port,
+    run,
+    run_twistd,
+    temporary_directory,
+    twistd,
+)
 
 CT, MR = (str(get_testdata_file(name)) for name in ("CT_small.dcm", "MR_small.dcm"))
 LOGROTATE = shutil.which("logrotate") or "/usr/sbin/logrotate"
@@ -76,8 +86,7 @@ class FileTests(SynchronousTestCase):
         """logrotate, by the file in etc/, moves the log, and SIGUSR1 begins a new one: not a line is lost."""
         home = temporary_directory(self)
         log = home / "storescp.log"
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
+        port = free_port()
         process = subprocess.Popen(
             twistd("--listen", f"tcp:{port}:interface=127.0.0.1", "--log-file", log, "--workers", 2),
             cwd=home,
