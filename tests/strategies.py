@@ -7,13 +7,15 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from storescp import pdu
 
 #: Property tests repeat themselves exactly, and a busy machine does not fail them.
-steady = settings(deadline=None, derandomize=True, max_examples=150)
+steady = settings(
+    deadline=None, derandomize=True, max_examples=150, suppress_health_check=[HealthCheck.too_slow]
+)
 
 bytes_8 = st.integers(0, 255)
 uids = st.lists(st.integers(0, 10**9), min_size=1, max_size=6).map(lambda parts: ".".join(map(str, parts)))

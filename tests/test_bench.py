@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from xml.etree import ElementTree
 
 import pydicom
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import UID
 from twisted.trial.unittest import SynchronousTestCase
@@ -38,6 +38,7 @@ from bench.storage import Storage, spread
 from bench.sweeps import ASSOCIATE, Filled, measure_stored
 from storescp.index import Index
 from tests.server import data_set_of
+from tests.strategies import steady
 
 RUN = "12345678901234567890"
 OTHER_RUN = "98765432109876543210"
@@ -206,7 +207,7 @@ class AnswersTests(SynchronousTestCase):
             self.assertRaises(ValueError, loadgen.response_status, command[: command.index(b"\0\0\x20\x01")])
             self.assertRaises(ValueError, loadgen.response_status, command[: command.index(b"\0\0\0\x09")])
 
-    @settings(deadline=None)
+    @steady
     @given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=4), st.booleans())
     def test_fragments(self, command: bytes, cuts: list[int], together: bool) -> None:
         """A command set comes together again however it is cut into PDVs, in one PDU or in several."""

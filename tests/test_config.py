@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import yaml
-from hypothesis import example, settings
+from hypothesis import example
 from hypothesis import given as given_by
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -25,6 +25,7 @@ from storescp.naming import Naming
 from storescp.presentation import COMPRESSED, UNCOMPRESSED, AcceptedClasses
 from storescp.sop_classes import MODALITY_GROUPS, STORAGE_SOP_CLASSES
 from storescp.space import SpaceLimit
+from tests.strategies import steady
 
 EXAMPLE = pathlib.Path(__file__).parent.parent / "etc" / "storescp.yaml"
 
@@ -525,7 +526,7 @@ class FileTests(_TestCase):
                 self.fault({}, file).startswith(f"{file!r}: expected a readable YAML file, got: ")
             )
 
-    @settings(deadline=None)
+    @steady
     @given_by(
         st.text()
         | st.binary()

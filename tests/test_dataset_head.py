@@ -23,6 +23,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp import tags
 from storescp.dataset_head import MAX_INFLATED, MAX_VALUE, PIECE, Head, HeadError, HeadReader
+from tests.strategies import steady
 
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -172,7 +173,7 @@ class RealFileTests(SynchronousTestCase):
         for case in cases():
             self.check(case)
 
-    @settings(max_examples=400, deadline=None, derandomize=True)
+    @settings(steady, max_examples=400)
     @given(st.integers(0, 1000), st.lists(st.integers(1, 3000), min_size=1, max_size=6))
     def test_fragmented(self, number: int, sizes: list[int]) -> None:
         """However a data set is cut, its head is the same."""
@@ -471,7 +472,7 @@ class HostileTests(SynchronousTestCase):
         with self.assertRaisesRegex(HeadError, "cannot be inflated"):
             read(DEFLATED, b"\xff" + encoded(EXPLICIT))
 
-    @settings(max_examples=400, deadline=None, derandomize=True)
+    @settings(steady, max_examples=400)
     @given(
         st.sampled_from(SYNTAXES),
         st.lists(
@@ -560,7 +561,7 @@ class ValueTests(SynchronousTestCase):
             tags.PATIENT_NAME
         )
 
-    @settings(max_examples=300, deadline=None, derandomize=True)
+    @settings(steady, max_examples=300)
     @given(st.data())
     def test_character_sets(self, data: st.DataObject) -> None:
         """What pydicom encodes in any character set, with code extensions or without, comes back as pydicom says."""
@@ -618,7 +619,7 @@ class ValueTests(SynchronousTestCase):
         self.assertEqual(self.text("ISO_IR 192", b"A\xff^B"), "A\ufffd^B")
         self.assertEqual(self.text("\\ISO 2022 IR 149", b"\x1b$)CA\xff"), "A\ufffd")
 
-    @settings(max_examples=300, deadline=None, derandomize=True)
+    @settings(steady, max_examples=300)
     @given(
         st.lists(
             st.sampled_from(

@@ -32,6 +32,7 @@ from tests.conversation import (
     data_set,
     p_data,
 )
+from tests.strategies import steady
 from tests.test_store import StoreTestCase
 
 KIB = 1024
@@ -261,5 +262,5 @@ class HostilePeersTests(SynchronousTestCase):
         """Whatever peers do: no exception escapes, all ends by its deadline, all counts return to zero, no litter."""
         run_state_machine_as_test(
             HostilePeers,
-            settings=settings(deadline=None, derandomize=True, max_examples=60, stateful_step_count=40),
+            settings=settings(steady, max_examples=60, stateful_step_count=40),
         )

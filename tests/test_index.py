@@ -24,6 +24,7 @@ from storescp.dataset_head import Head
 from storescp.index import Index, IndexUnavailable
 from storescp.index_rows import Counts, ReceivedInstance, Row, Totals
 from storescp.index_schema import APPLICATION_ID, SCHEMA_VERSION, create_or_upgrade
+from tests.strategies import steady
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -354,7 +355,7 @@ class Operation(NamedTuple):
 class ModelTests(SynchronousTestCase):
     """The database against dicts."""
 
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(steady, max_examples=60)
     @given(
         st.lists(
             st.lists(

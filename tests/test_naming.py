@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import posixpath
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.naming import Naming, UnsafeUID, is_safe_uid, relative_path
+from tests.strategies import steady
 
 RECEIVED = datetime.date(2031, 2, 3)
 
@@ -69,7 +70,7 @@ class IsSafeUIDTests(SynchronousTestCase):
         """Separators, control and non-ASCII characters, hidden names, "" and 65 characters are unsafe."""
         self.assertEqual([text for text in UNSAFE if is_safe_uid(text)], [])
 
-    @settings(deadline=None)
+    @steady
     @given(st.text(st.sampled_from("019.azAZ-_/\\\0 \n~é"), max_size=70) | st.text())
     def test_safe_means_one_component(self, text: str) -> None:
         """Whatever is called safe is one visible component of a path, of 1 to 64 printable ASCII characters."""
@@ -137,7 +138,7 @@ class RelativePathTests(SynchronousTestCase):
                     self.assertTrue(message.lower().startswith(f"{level} instance uid "), message)
                     self.assertEqual(len(message.splitlines()), 1)
 
-    @settings(deadline=None)
+    @steady
     @given(
         st.sampled_from(Naming),
         st.lists(st.text(max_size=70) | st.sampled_from(SAFE + UNSAFE), min_size=4, max_size=4),

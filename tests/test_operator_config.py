@@ -10,7 +10,6 @@ import pathlib
 
 import yaml
 from hypothesis import given as given_by
-from hypothesis import settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -19,6 +18,7 @@ from storescp.operator import main
 from storescp.operator_config import _scalar
 from tests.pki import Authority
 from tests.server import Server, run_twistd, temporary_directory
+from tests.strategies import steady
 from tests.test_config import EXAMPLE
 
 
@@ -277,7 +277,7 @@ class ShowTests(_TestCase):
             (1, "storescp: FILE:1: port: expected a port from 1 to 65535, got 'x'\n"),
         )
 
-    @settings(deadline=None)
+    @steady
     @given_by(st.text(min_size=1) | st.text(st.sampled_from("ab:,[]{}#&*!|>'\"%@`~?- \\0\n"), min_size=1))
     def test_any_text(self, text: str) -> None:
         """Whatever a value is, as far as YAML can hold it, it is written so that it is read as that."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
@@ -18,6 +18,7 @@ from storescp.negotiation import LOCAL_LIMIT_EXCEEDED
 from storescp.pdu import AAbort, AAssociateAC, AReleaseRP, AReleaseRQ
 from storescp.protocol import CLOSE_TIMEOUT
 from tests.conversation import Conversation, Response, World, a_associate_rq, c_echo, c_store, p_data
+from tests.strategies import steady
 
 RELEASED = [AReleaseRP()]
 ABORTED_BY_USER = [AAbort(0, 0)]
@@ -538,7 +539,7 @@ class StrangerTests(SynchronousTestCase):
 class AnyBytesTests(SynchronousTestCase):
     """No bytes at all bring anything but answers and closed connections."""
 
-    @settings(deadline=None, max_examples=150)
+    @steady
     @given(st.booleans(), st.lists(st.sampled_from(PDUS) | st.binary(max_size=40), max_size=8), st.booleans())
     def test_any_order(self, associated: bool, said: list[bytes], in_one_read: bool) -> None:
         """PDUs in any order, cut and mixed with garbage, raise nothing; afterwards no connection is left."""

@@ -8,7 +8,7 @@ from collections.abc import Set
 
 import pydicom
 import pydicom.uid
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydicom._uid_dict import UID_dictionary
 from twisted.trial.unittest import SynchronousTestCase
@@ -23,6 +23,7 @@ from storescp.sop_classes import (
     resolve_sop_classes,
     resolve_transfer_syntaxes,
 )
+from tests.strategies import steady
 
 ROOT = "1.2.840.10008.5.1.4.1.1."
 
@@ -290,7 +291,7 @@ class ResolveTests(SynchronousTestCase):
         for name in ("XMLEncoding", ROOT + "2", "1.2.3", ""):
             self.assertRaises(ValueError, resolve_transfer_syntaxes, [name])
 
-    @settings(deadline=None)
+    @steady
     @given(st.lists(st.text()))
     def test_anything_else_is_one_line(self, names: list[str]) -> None:
         """Any text is either known or a ValueError of one line and bounded length."""
