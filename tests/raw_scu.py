@@ -139,7 +139,7 @@ def p_data(context_id: int, is_command: bool, is_last: bool, data: bytes) -> byt
 class RawSCU:
     """One connection to a server. Counts the bytes it sends."""
 
-    def __init__(self, address: tuple[str, int], *, timeout: float = 30.0, source: str = "") -> None:
+    def __init__(self, address: tuple[str, int], *, timeout: float = 60.0, source: str = "") -> None:
         self.socket = socket.create_connection(address, timeout, (source, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sent = 0

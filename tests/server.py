@@ -33,7 +33,7 @@ from bench.peers import free_port as free_port
 ROOT = pathlib.Path(__file__).parent.parent
 
 #: Seconds after which something that is waited for counts as not coming.
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 #: Runs a command as systemd does that has made a socket for it.
 _ACTIVATE = """
@@ -65,16 +65,21 @@ def run(program: str, *arguments: object, **variables: str) -> subprocess.Comple
     paths = environment() | variables
     found = shutil.which(program, path=paths["PATH"])
     assert found is not None, f"{program} is not installed"
-    return subprocess.run(
-        [found, *map(str, arguments)],
-        env=paths,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=DEADLINE,
-        check=False,
-    )
+    try:
+        return subprocess.run(
+            [found, *map(str, arguments)],
+            env=paths,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=DEADLINE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        raise AssertionError(
+            f"{program} has not ended after {DEADLINE:g} s; it said: {late.output}"
+        ) from None
 
 
 def twistd(*options: object, main: tuple[str, ...] = ("--pidfile=", "-n")) -> list[str | pathlib.Path]:

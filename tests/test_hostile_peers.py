@@ -671,7 +671,7 @@ class LimitsTests(HostileTestCase):
 class SlowTests(HostileTestCase):
     """Peers that go on, but do not get on."""
 
-    options = ("--min-rate", "100K", "--progress-timeout", 0.5)
+    options = ("--min-rate", "100K", "--progress-timeout", 2)
 
     def judge(self) -> None:
         super().judge()
@@ -715,7 +715,7 @@ class ConnectionTests(HostileTestCase):
     # Twisted's default backlog is 50: in a burst of more the kernel lets connections wait for seconds.
     options = (
         *("--listen", "tcp:0:interface=127.0.0.1:backlog=500"),
-        *("--artim-timeout", 0.5, "--timeout", 1.0, "--max-pending", 20),
+        *("--artim-timeout", 2, "--timeout", 3, "--max-pending", 20),
     )
     listen = False
 
@@ -727,7 +727,7 @@ class ConnectionTests(HostileTestCase):
         self.assertIsNone(silent.receive())
         self.assertIsNone(half.receive())
         self.check_abort(idle, BY_USER)
-        self.server.wait_for("idle for 1 s")
+        self.server.wait_for("idle for 3 s")
 
     def test_half_an_instance(self) -> None:
         """Who stops in the middle of an instance is aborted as idle, and nothing of it stays."""
