@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import pathlib
 import re
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
@@ -208,5 +207,3 @@ def _warnings(
         )
     if any(crl.next_update_utc is not None and now > crl.next_update_utc for crl in revocations):
         yield "--tls-crl: expected current revocation lists, got one that is out of date: its peers are refused"
-    if settings.key.stat().st_mode & stat.S_IROTH:
-        yield f"--tls-key: expected a file that others cannot read, got {_quoted(settings.key)}"

@@ -16,6 +16,7 @@ import yaml
 
 from storescp.config import OPTIONS, Config, ConfigError, configured, gathered, judge
 from storescp.config_file import is_null, line
+from storescp.exposure import exposed
 from storescp.option_values import Option, shown
 from storescp.settings import CONFIG_VARIABLE, Setting, Settings, Source, unknown_variables
 
@@ -98,7 +99,9 @@ def _check(options: argparse.Namespace) -> int:
         if not mistakes:  # else what they say together makes no sense
             from storescp.checking import mistakes_of
 
-            mistakes += map(settings.placed, mistakes_of(configured(settings), warnings))
+            config = configured(settings)
+            mistakes += map(settings.placed, mistakes_of(config, warnings))
+            warnings += exposed(config, settings)
     except ConfigError as error:
         mistakes.append(str(error))
     if options.json:

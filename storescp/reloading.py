@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from storescp.access import MAX_CALLERS, Caller, Callers
 from storescp.config import Config, configured
 from storescp.config_tls import TLS_OPTIONS
+from storescp.exposure import exposed
 from storescp.option_values import Option, shown
 from storescp.settings import Settings
 
@@ -62,6 +63,10 @@ class Reloading:
         )
         self._numbers = numbers
         return reading
+
+    def warnings(self) -> list[str]:
+        """What the operator should know of those in force, a line each."""
+        return exposed(self._config, self._settings)
 
     def take(self, reading: Reading) -> None:
         """It is in force now."""

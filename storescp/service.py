@@ -12,7 +12,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IServiceCollection, Service
@@ -119,6 +119,8 @@ class StoreSCPService(Service):
     def privilegedStartService(self) -> None:
         super().privilegedStartService()  # type: ignore[no-untyped-call]
         self._load_credentials()
+        if self._reloading is not None:
+            self._warn(self._reloading.warnings())
         for text, endpoint in self._endpoints:
             secure = is_secure(text)
             factory = self._secure_factory if secure else self._factory
@@ -183,9 +185,12 @@ class StoreSCPService(Service):
             warnings = tls.load()
         except BadCredentials as error:
             raise CannotStart(self._placed(error)) from None
+        self._warn(warnings)
+        return tls
+
+    def _warn(self, warnings: Iterable[str]) -> None:
         for warning in warnings:
             self.log.warn("{warning}", warning=warning)
-        return tls
 
     def _placed(self, error: Exception) -> str:
         """What is wrong, and where it was given, if that is known."""
@@ -224,6 +229,7 @@ class StoreSCPService(Service):
             self.log.info("TLS: files read again")
         if self._reloading is not None and reading is not None:
             self._reloading.take(reading)
+            self._warn(self._reloading.warnings())
             for line in reading.changed:
                 self.log.info("SIGHUP: {line}", line=line)
             for line in reading.waiting:

@@ -53,6 +53,7 @@ BLOCKING = (
         "config_web",
         "config_commitment",
         "config",
+        "exposure",
         "reloading",
         "tokens",
     ),
