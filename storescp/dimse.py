@@ -58,6 +58,36 @@ class Status(enum.IntEnum):
     CANNOT_UNDERSTAND = 0xC000
 
 
+# PS3.7 Annex C and PS3.4 Table B.2-1, in the standard's words: those of other application entities, too.
+_STATUSES = {
+    0x0000: "Success",
+    0x0110: "Processing failure",
+    0x0111: "Duplicate SOP Instance",
+    0x0117: "Invalid SOP Instance",
+    0x0122: "SOP Class not supported",
+    0x0124: "Not authorized",
+    0x0210: "Duplicate invocation",
+    0x0211: "Unrecognized operation",
+    0x0212: "Mistyped argument",
+    0xB000: "Warning: Coercion of Data Elements",
+    0xB006: "Warning: Elements Discarded",
+    0xB007: "Warning: Data Set does not match SOP Class",
+}
+_STATUS_RANGES = (
+    (0xA700, 0xA7FF, "Refused: Out of Resources"),
+    (0xA900, 0xA9FF, "Error: Data Set does not match SOP Class"),
+    (0xC000, 0xCFFF, "Error: Cannot understand"),
+)
+
+
+def status_text(status: int) -> str:
+    """A status with its meaning, for people."""
+    meaning = _STATUSES.get(status) or next(
+        (text for first, last, text in _STATUS_RANGES if first <= status <= last), "unknown status"
+    )
+    return f"{status:04X}H {meaning}"
+
+
 class InvalidMessage(ProtocolViolation):
     """Fragments that make no message, or a command set that cannot be read: the DIMSE user aborts."""
 

@@ -12,9 +12,10 @@ import sys
 import time
 from typing import Any
 
+from storescp.dimse import Status, status_text
 from storescp.operator_arguments import WrongUsage, ae_title, number
 from storescp.operator_output import Output, Progress
-from storescp.operator_send import SUCCESS, Sending, status_text
+from storescp.operator_send import Sending
 from storescp.pdu import UserIdentity
 from storescp.scu import SCU
 from storescp.scu_errors import AssociationError, ContextNotAccepted
@@ -130,7 +131,7 @@ def _echo(options: argparse.Namespace) -> int:
     except (AssociationError, ContextNotAccepted) as error:
         return _fail(options, error)
     print(f"{options.host} port {options.port}: {status_text(response.status)} in {milliseconds:.1f} ms")
-    return 0 if response.status == SUCCESS else 1
+    return 0 if response.status == Status.SUCCESS else 1
 
 
 def _send(options: argparse.Namespace) -> int:
@@ -166,7 +167,7 @@ def _send(options: argparse.Namespace) -> int:
         return _fail(options, error)
     if sending.errors:  # the other associations have done the work
         _fail(options, sending.errors[0])
-    return 0 if set(sending.statuses) == {SUCCESS} and not sending.unsent else 1
+    return 0 if set(sending.statuses) == {Status.SUCCESS} and not sending.unsent else 1
 
 
 def _summarize(sending: Sending, output: Output) -> None:

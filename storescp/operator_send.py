@@ -1,69 +1,28 @@
 """Files on their way to a Storage SCP: what ``storescp send`` does. Blocking; no Twisted.
 
-What belongs here: which files there are, which associations they need, and what became of each. Several associations
-have a thread each: they wait for the network and the peer, and share nothing but what is still to be sent.
+What belongs here: the associations, and what became of each file. Several associations have a thread each: they wait
+for the network and the peer, and share nothing but what is still to be sent.
 """
 
 from __future__ import annotations
 
 import heapq
-import os
 import ssl
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from storescp import tags
-from storescp.pdu import MAXIMUM_CONTEXTS, UserIdentity
+from storescp.dimse import Status, status_text
+from storescp.operator_files import FileToSend, files_at, groups, look_into, reason
+from storescp.pdu import UserIdentity
 from storescp.scu import SCU, Response
 from storescp.scu_errors import AssociationError, ContextNotAccepted
-from storescp.sop_classes import DEFLATED_TRANSFER_SYNTAXES
-from storescp.storage_directory import PRIVATE_DIRECTORY
-from storescp.stored_file import NotAnInstance, open_file, read_data_set_head, read_file_head
-
-#: Files that go on one association, and are known before it begins.
-MAX_FILES = 10_000
+from storescp.stored_file import NotAnInstance, open_file
 
 #: Seconds that nothing is waited for longer before it is tried again.
 MAX_DELAY = 60.0
-
-SUCCESS = 0x0000
-OUT_OF_RESOURCES = 0xA700
-
-# PS3.7 Annex C and PS3.4 Table B.2-1, in the standard's words.
-_STATUSES = {
-    SUCCESS: "Success",
-    0x0110: "Processing failure",
-    0x0111: "Duplicate SOP Instance",
-    0x0117: "Invalid SOP Instance",
-    0x0122: "SOP Class not supported",
-    0x0124: "Not authorized",
-    0x0210: "Duplicate invocation",
-    0x0211: "Unrecognized operation",
-    0x0212: "Mistyped argument",
-    0xB000: "Warning: Coercion of Data Elements",
-    0xB006: "Warning: Elements Discarded",
-    0xB007: "Warning: Data Set does not match SOP Class",
-}
-_STATUS_RANGES = (
-    (0xA700, 0xA7FF, "Refused: Out of Resources"),
-    (0xA900, 0xA9FF, "Error: Data Set does not match SOP Class"),
-    (0xC000, 0xCFFF, "Error: Cannot understand"),
-)
-
-
-class FileToSend(NamedTuple):
-    """A file with an instance, ``offset`` bytes into which its data set begins."""
-
-    path: str
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    offset: int
-    size: int
 
 
 @dataclass(order=True, slots=True)
@@ -171,7 +130,7 @@ class Sending:
 
         Raises AssociationError; the files that were known and not sent are counted then.
         """
-        for group in _groups(self._files(paths)):
+        for group in groups(self._files(paths)):
             queue = _Queue(group)
             before = self.unsent
             jobs = min(self._jobs, len(group))
@@ -266,7 +225,7 @@ class Sending:
         try:
             content = open_file(file.path)
         except (OSError, NotAnInstance) as error:
-            self._fail(file.path, _reason(error))
+            self._fail(file.path, reason(error))
             return True
         with content:
             try:
@@ -281,7 +240,7 @@ class Sending:
                 self._fail(file.path, str(error))
                 return True
             except OSError as error:
-                self._fail(file.path, _reason(error))
+                self._fail(file.path, reason(error))
                 return False
         outstanding[message_id] = waiting
         return True
@@ -295,12 +254,12 @@ class Sending:
             return  # of a file that could not be sent to its end
         status, comment = response
         text = f"{status_text(status)} ({comment})" if comment else status_text(status)
-        if status >> 8 == OUT_OF_RESOURCES >> 8 and self._is_given_back(queue, waiting):
+        if status >> 8 == Status.OUT_OF_RESOURCES >> 8 and self._is_given_back(queue, waiting):
             return
         with self._lock:
             self.statuses[status] += 1
             self.bytes += waiting.file.size
-            if status != SUCCESS:
+            if status != Status.SUCCESS:
                 self._report(waiting.file.path, text, status)
             self._progress(self.done, self._known)
 
@@ -324,71 +283,17 @@ class Sending:
         return min(self._delay * 2.0 ** min(tries - 1, 32), MAX_DELAY)
 
     def _files(self, paths: Iterable[str]) -> Iterator[FileToSend]:
-        for path in _walk(paths, self._fail):
+        for path in files_at(paths, self._fail):
             self._known += 1
             try:
-                with open_file(path) as content:
-                    head = read_file_head(content.fileno())
-                    data_set = read_data_set_head(content.fileno(), head)
-                    size = os.fstat(content.fileno()).st_size
-                    deflated = head.transfer_syntax_uid in DEFLATED_TRANSFER_SYNTAXES
-                    if (size - head.data_set_offset) % 2 and not deflated:
-                        raise NotAnInstance("its data set has an odd number of bytes")
+                file = look_into(path)
             except (OSError, NotAnInstance) as error:
-                self._fail(path, _reason(error))
-                continue
-            # The data set's own UIDs, where it has them: that is what the receiver compares (PS3.4 §B.2.3).
-            yield FileToSend(
-                path,
-                data_set.uid(tags.SOP_CLASS_UID) or head.sop_class_uid,
-                data_set.uid(tags.SOP_INSTANCE_UID) or head.sop_instance_uid,
-                head.transfer_syntax_uid,
-                head.data_set_offset,
-                size,
-            )
+                self._fail(path, reason(error))
+            else:
+                yield file
 
     def _fail(self, path: str, why: str) -> None:
         with self._lock:
             self.unsent += 1
             self._report(path, why, None)
             self._progress(self.done, self._known)
-
-
-def status_text(status: int) -> str:
-    """A status with its meaning."""
-    meaning = _STATUSES.get(status) or next(
-        (text for first, last, text in _STATUS_RANGES if first <= status <= last), "unknown status"
-    )
-    return f"{status:04X}H {meaning}"
-
-
-def _walk(paths: Iterable[str], fail: Callable[[str, str], None]) -> Iterator[str]:
-    for path in paths:
-        if not os.path.isdir(path):
-            yield path
-            continue
-        for directory, directories, names in os.walk(
-            path, onerror=lambda error: fail(error.filename, _reason(error))
-        ):
-            # A server's own directory, below its storage directory, has nothing that is whole.
-            directories[:] = sorted(set(directories) - {PRIVATE_DIRECTORY})
-            yield from (os.path.join(directory, name) for name in sorted(names))
-
-
-def _groups(files: Iterable[FileToSend]) -> Iterator[list[FileToSend]]:
-    """The files of one association each, in order."""
-    group: list[FileToSend] = []
-    contexts: set[tuple[str, str]] = set()
-    for file in files:
-        context = file.sop_class_uid, file.transfer_syntax_uid
-        if len(group) == MAX_FILES or (context not in contexts and len(contexts) == MAXIMUM_CONTEXTS):
-            yield group
-            group, contexts = [], set()
-        group.append(file)
-        contexts.add(context)
-    if group:
-        yield group
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -66,6 +66,7 @@ OPERATOR = (
         "operator_archive",
         "operator_verify",
         "operator_reindex",
+        "operator_files",
         "operator_send",
         "operator_config",
         "operator_commitments",

@@ -20,12 +20,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 import storescp
 from storescp import beneath, operator_reindex, operator_verify
+from storescp.dimse import status_text
 from storescp.index import Index, IndexUnavailable
 from storescp.index_rows import ReceivedInstance, Row, Totals
 from storescp.operator import main
 from storescp.operator_archive import Archive, ArchiveError, Finding, Workers
 from storescp.operator_reindex import Reindexing
-from storescp.operator_send import status_text
 from storescp.operator_verify import Verification
 from storescp.part10 import FileMeta
 from storescp.space import size_text

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp import dimse, operator_send
+from storescp import dimse, operator_files, operator_send
 from storescp.operator import main
 from storescp.part10 import FileMeta
 from storescp.pdu import AAbort, AAssociateRJ
@@ -173,14 +173,14 @@ class SendTests(SynchronousTestCase):
     def test_many_contexts(self) -> None:
         """More combinations of SOP class and transfer syntax than an association takes go on several."""
         files = [
-            operator_send.FileToSend(str(number), f"1.2.{number % 200}", "1", EXPLICIT, 0, 0)
+            operator_files.FileToSend(str(number), f"1.2.{number % 200}", "1", EXPLICIT, 0, 0)
             for number in range(300)
         ]
-        groups = list(operator_send._groups(files))
+        groups = list(operator_files.groups(files))
         self.assertEqual([file for group in groups for file in group], files)
         self.assertEqual([len(group) for group in groups], [128, 128, 44])
-        self.patch(operator_send, "MAX_FILES", 100)
-        self.assertEqual([len(group) for group in operator_send._groups(files)], [100, 100, 100])
+        self.patch(operator_files, "MAX_FILES", 100)
+        self.assertEqual([len(group) for group in operator_files.groups(files)], [100, 100, 100])
 
     def test_window(self) -> None:
         """Files are sent without waiting as far as the window goes; answers may come in any order."""
