@@ -10,6 +10,7 @@ Nothing sleeps. What is waited for shows itself: a line in the log, the end of a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -117,6 +118,15 @@ def eventually(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + DEADLINE
     while not condition():
         assert time.monotonic() < deadline, "it never was"
+
+
+def descriptors(pid: int) -> list[str]:
+    """What a process has open: the path of each, or its kind, as proc(5) has them."""
+    found = []
+    for entry in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has been closed meanwhile
+            found.append(os.readlink(entry))
+    return found
 
 
 def temporary_directory(case: SynchronousTestCase) -> pathlib.Path:

@@ -11,6 +11,12 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp import beneath
 from storescp.beneath import KEPT, MOST, Beneath, Modes, Recent, SymbolicLink, make_directory
+from tests.server import descriptors
+
+
+def opened(*roots: pathlib.Path) -> int:
+    """How many files and directories below *roots* this process has open; other tests may leave and close others."""
+    return sum(path.startswith(tuple(map(str, roots))) for path in descriptors(os.getpid()))
 
 
 class BeneathTests(SynchronousTestCase):
@@ -91,7 +97,7 @@ class BeneathTests(SynchronousTestCase):
 
     def test_descriptors(self) -> None:
         """None is left open, whatever the outcome."""
-        before = len(os.listdir("/proc/self/fd"))
+        before = opened(self.root, self.elsewhere)
         for path in ("a/b", "x", "x/y", "link", "link/b", "a/b/file/x", "a/inside/file", "a/b/file"):
             for ask in (self.beneath.open, self.beneath.open_file, self.beneath.has):
                 try:
@@ -100,7 +106,7 @@ class BeneathTests(SynchronousTestCase):
                     continue
                 if not isinstance(found, bool):
                     os.close(found)
-        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(opened(self.root, self.elsewhere), before)
 
     def test_swapped(self) -> None:
         """A directory that was opened is the one that it was, and another try finds the link."""
@@ -159,7 +165,7 @@ class RecentTests(SynchronousTestCase):
     """Directories that are kept open."""
 
     def setUp(self) -> None:
-        self.root = pathlib.Path(self.mktemp())
+        self.root = pathlib.Path(self.mktemp()).absolute()
         for number in range(MOST + 1):
             (self.root / str(number)).mkdir(parents=True)
         below = Beneath(str(self.root))
@@ -182,9 +188,9 @@ class RecentTests(SynchronousTestCase):
 
     def test_bound(self) -> None:
         """Not many are open, and none when it is closed."""
-        before = len(os.listdir("/proc/self/fd"))
+        before = opened(self.root)
         for number in range(MOST + 1):
             self.recent.open(str(number))
-        self.assertEqual(len(os.listdir("/proc/self/fd")), before + MOST)
+        self.assertEqual(opened(self.root), before + MOST)
         self.recent.close()
-        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(opened(self.root), before)

@@ -34,6 +34,7 @@ from tests.server import (
     DEADLINE,
     STOPPED,
     Server,
+    descriptors,
     eventually,
     free_port,
     run,
@@ -66,11 +67,7 @@ def halt(pid: int) -> None:
 
 def sockets_of(pid: int) -> int:
     """How many sockets a process has open."""
-    found = 0
-    for entry in pathlib.Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a file that it has closed meanwhile
-            found += os.readlink(entry).startswith("socket:")
-    return found
+    return sum(path.startswith("socket:") for path in descriptors(pid))
 
 
 class Orphaning(FaultServer):
