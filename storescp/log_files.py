@@ -17,7 +17,7 @@ from twisted.internet.base import ReactorBase
 from twisted.logger import Logger
 from twisted.python.logfile import BaseLogFile, DailyLogFile, LogFile
 
-from storescp.log_settings import LogFormat, LogSettings
+from storescp.log_settings import LogSettings
 from storescp.logs import LineObserver, LineSink, line_observer
 from storescp.priorities import MarkedLines, goes_to_journal
 
@@ -85,7 +85,7 @@ def observer_for_twistd(
     else:
         name = options.get("logfile")
         if options.get("nodaemon") and name in (None, "", "-"):
-            to_journal = settings.format is LogFormat.TEXT and goes_to_journal(sys.stdout, os.environ)
+            to_journal = goes_to_journal(sys.stdout, os.environ)
             out: LineSink = MarkedLines(sys.stdout) if to_journal else sys.stdout
         elif name == "-":
             return None  # twistd says that daemons cannot log to stdout

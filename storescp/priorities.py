@@ -17,7 +17,8 @@ VARIABLE = "JOURNAL_STREAM"
 _ERROR = 3
 _PRIORITIES = {"critical": 2, "error": _ERROR, "warn": 4, "info": 6, "debug": 7}
 
-_head = re.compile(r"\S+ \[[^#]*#([a-z]+)\] ").match  # of a line of log_lines.text_line()
+# What a line of log_lines.text_line() begins with, and one of json_line().
+_head = re.compile(r'(?:\S+ \[[^#]*#([a-z]+)\] |\{"time":"[^"]*","level":"([a-z]+)")').match
 
 
 def goes_to_journal(file: TextIO, environment: Mapping[str, str]) -> bool:
@@ -30,13 +31,13 @@ def goes_to_journal(file: TextIO, environment: Mapping[str, str]) -> bool:
 
 
 def marked(text: str) -> str:
-    """Whole lines of text with their priorities; what no logger has written is an error."""
+    """Whole lines of the log with their priorities; what no logger has written is an error."""
     lines = []
     priority = _ERROR
     for line in text.split("\n")[:-1]:
         if not line.startswith("\t"):  # else it belongs to the one before
             head = _head(line)
-            priority = _PRIORITIES.get(head[1], _ERROR) if head else _ERROR
+            priority = _PRIORITIES.get(head[1] or head[2], _ERROR) if head else _ERROR
         lines.append(f"<{priority}>{line}\n")
     return "".join(lines)
 

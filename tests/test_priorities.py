@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.log_files import observer_for_twistd
-from storescp.log_lines import text_line
+from storescp.log_lines import FORMATTERS
 from storescp.log_settings import LogFormat, LogSettings
 from storescp.priorities import VARIABLE, complain, goes_to_journal, marked
 from tests.server import environment, storescp_run
@@ -33,8 +33,9 @@ class MarkTests(SynchronousTestCase):
         event = {"log_namespace": "storescp.scp", "log_format": "text", "association": "abcd-1"}
         levels = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
         for level, priority in levels.items():
-            line = text_line(event, "2026-11-25T19:53:02.973", "+0000", level)
-            self.assertEqual(marked(line), f"<{priority}>{line}")
+            for formatted in FORMATTERS.values():
+                line = formatted(event, "2026-11-25T19:53:02.973", "+0000", level)
+                self.assertEqual(marked(line), f"<{priority}>{line}")
 
     def test_further_lines(self) -> None:
         """What is indented has the priority of its first line; what no logger has written is an error."""
@@ -81,9 +82,9 @@ class JournalTests(SynchronousTestCase):
         return self.theirs.recv(1000)
 
     def test_log(self) -> None:
-        """Lines of text have their priority; those of JSON are for who reads them as they are."""
+        """Lines have their priority, in either format."""
         self.assertRegex(self.log(LogSettings()), rb"^<4>\S+ \[x#warn\] hello\n$")
-        self.assertRegex(self.log(LogSettings(format=LogFormat.JSON)), rb'^\{"time"')
+        self.assertRegex(self.log(LogSettings(format=LogFormat.JSON)), rb'^<4>\{"time".*\}\n$')
 
     def test_command(self) -> None:
         """A start that fails is an error in the journal."""

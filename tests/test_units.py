@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -135,7 +136,7 @@ class UnitTests(SynchronousTestCase):
         self.assertEqual(machine.property_of("storescp", "NRestarts"), "1")
         self.assertEqual(self.stored(), sorted(uids))
 
-        self.configure(f"port: {PORT}\nworkers: 2\n")
+        self.configure(f"port: {PORT}\nworkers: 2\nlog-format: json\n")
         machine.run("systemctl", "restart", "storescp")
         machine.wait_for("listening on", "storescp", count=3)
         uids += self.store(20, 2)
@@ -145,6 +146,7 @@ class UnitTests(SynchronousTestCase):
         uids += self.store(1, 3)
         self.assertEqual(self.stored(), sorted(uids))
 
+        self.judge_objects()
         self.check_archive()
 
         machine.run("systemctl", "stop", "storescp")
@@ -163,6 +165,19 @@ class UnitTests(SynchronousTestCase):
             "storescp: /etc/storescp.yaml:2: max-assoc: expected a whole number from 1 to 65535, got 'many'\n"
         )
         self.assertEqual(errors, mistake * 2)
+
+    def judge_objects(self) -> None:
+        """Lines of JSON have their priorities, and are JSON in the journal."""
+        with self.machine.network(), socket.create_connection(("127.0.0.1", PORT)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            stranger.recv(100)
+        self.machine.wait_for("aborted without an association", "storescp")
+        levels = []
+        for priority in ("warning", "info"):
+            said = self.machine.journal("--unit=storescp", f"--priority={priority}..{priority}").splitlines()
+            entries = [json.loads(line) for line in said if line.startswith("{")]
+            levels.append({entry["level"] for entry in entries})
+        self.assertEqual(levels, [{"warn"}, {"info"}])
 
     def check_archive(self) -> None:
         """The timer is armed; what it starts runs beside the server."""
