@@ -40,65 +40,59 @@ class ServerArchive:
     """Whether the index was made just now, below a directory that has something: a backup, or another's archive."""
 
     def __init__(self, config: Config, worker: int | None = None) -> None:
-        root = config.storage_dir
-        private = os.path.join(root, PRIVATE_DIRECTORY)
-        sync = config.sync is Sync.ALWAYS
         self.index: Index | None = None
         with contextlib.ExitStack() as stack:
             try:
-                if worker is None:
-                    make_private(os.path.abspath(root), config.modes)
-                    self.lock = _lock(private)
-                    stack.callback(os.close, self.lock)
-                self.directory = StorageDirectory(root, sync=sync, worker=worker, modes=config.modes)
-                stack.callback(self.directory.close)
-                if config.index_db is not None:
-                    if worker is None and not os.path.exists(config.index_db):
-                        self.index_is_behind = any(
-                            entry.name != PRIVATE_DIRECTORY for entry in os.scandir(root)
-                        )
-                    self.index = Index(config.index_db)
-                    stack.callback(self.index.close)
-                lost = LostAnswers(os.path.join(private, "lost-answers"), sync=sync)
-                exclusive: _FileLock | None = None
-                name = "journal"
-                if worker is not None:
-                    name = f"journal-{worker}"
-                    exclusive = _FileLock(os.path.join(private, "commit-lock"))
-                    stack.callback(exclusive.close)
-                together = self.directory.sync_together if sync else None
-                size = _journal_size(private) if sync else WITHOUT_CONTENTS
-                journal = Journal(os.path.join(private, name), together, size)
-                stack.callback(journal.close)
-                others = []
-                if worker is None:  # of a server that had several processes, perhaps more than now
-                    for path in glob.glob(os.path.join(glob.escape(private), "journal-*[0-9]")):
-                        if not path.endswith(".2"):
-                            others.append(Journal(path, together))
-                    # While a server lives, so does what its system has not written yet.
-                    journals = (journal, *others)
-                    self.restored = restore(self.directory, [e for j in journals for e in j.events])
-                self.recovered = [
-                    recover(self.directory, self.index, one, lost, config.digest)
-                    for one in (journal, *others)
-                ]
-                for other in others:
-                    other.remove()
-                self.directory.clean()
+                self._open(config, worker, stack)
             except BlockingIOError:
-                raise CannotOpen(f"the storage directory {str(root)!r} is in use by another server") from None
+                raise CannotOpen(
+                    f"the storage directory {str(config.storage_dir)!r} is in use by another server"
+                ) from None
             except OSError as error:
-                line = f"the storage directory {str(root)!r} cannot be written: {error.strerror}"
-                if isinstance(error, SymbolicLink):
-                    line += f": {error.filename!r}"
-                mode = config.modes.directory or 0
-                if error.errno == errno.EPERM and mode & stat.S_ISGID:
-                    line += f": directory-mode {mode:o} wants RestrictSUIDSGID=no of systemd, or directories with g+s"
-                raise CannotOpen(line) from None
+                raise CannotOpen(_cannot_write(config, error)) from None
             except IndexUnavailable as error:
                 raise CannotOpen(f"{error}{_if_full(config.index_db)}") from None
-            self.committer = Committer(self.directory, self.index, journal, lost, config.duplicate, exclusive)
             self._close = stack.pop_all()
+
+    def _open(self, config: Config, worker: int | None, stack: contextlib.ExitStack) -> None:
+        """Open everything, to be closed by *stack*. Raises OSError and IndexUnavailable."""
+        root = config.storage_dir
+        private = os.path.join(root, PRIVATE_DIRECTORY)
+        sync = config.sync is Sync.ALWAYS
+        if worker is None:
+            make_private(os.path.abspath(root), config.modes)
+            self.lock = _lock(private)
+            stack.callback(os.close, self.lock)
+        self.directory = StorageDirectory(root, sync=sync, worker=worker, modes=config.modes)
+        stack.callback(self.directory.close)
+        if config.index_db is not None:
+            if worker is None and not os.path.exists(config.index_db):
+                self.index_is_behind = any(entry.name != PRIVATE_DIRECTORY for entry in os.scandir(root))
+            self.index = Index(config.index_db)
+            stack.callback(self.index.close)
+        lost = LostAnswers(os.path.join(private, "lost-answers"), sync=sync)
+        exclusive: _FileLock | None = None
+        name = "journal"
+        if worker is not None:
+            name = f"journal-{worker}"
+            exclusive = _FileLock(os.path.join(private, "commit-lock"))
+            stack.callback(exclusive.close)
+        together = self.directory.sync_together if sync else None
+        size = _journal_size(private) if sync else WITHOUT_CONTENTS
+        journal = Journal(os.path.join(private, name), together, size)
+        stack.callback(journal.close)
+        others: list[Journal] = []
+        if worker is None:  # of a server that had several processes, perhaps more than now
+            paths = glob.glob(os.path.join(glob.escape(private), "journal-*[0-9]"))
+            others = [Journal(path, together) for path in paths if not path.endswith(".2")]
+        journals = (journal, *others)
+        if worker is None:  # while a server lives, so does what its system has not written yet
+            self.restored = restore(self.directory, [event for one in journals for event in one.events])
+        self.recovered = [recover(self.directory, self.index, one, lost, config.digest) for one in journals]
+        for other in others:
+            other.remove()
+        self.directory.clean()
+        self.committer = Committer(self.directory, self.index, journal, lost, config.duplicate, exclusive)
 
     def close(self) -> None:
         """Close everything; what is open stays in the journal. Raises OSError and IndexUnavailable."""
@@ -119,6 +113,17 @@ class _FileLock:
 
     def close(self) -> None:
         os.close(self._file)
+
+
+def _cannot_write(config: Config, error: OSError) -> str:
+    """What is wrong with the storage directory, in one line."""
+    line = f"the storage directory {str(config.storage_dir)!r} cannot be written: {error.strerror}"
+    if isinstance(error, SymbolicLink):
+        line += f": {error.filename!r}"
+    mode = config.modes.directory or 0
+    if error.errno == errno.EPERM and mode & stat.S_ISGID:
+        line += f": directory-mode {mode:o} wants RestrictSUIDSGID=no of systemd, or directories with g+s"
+    return line
 
 
 def _if_full(index_db: str | None) -> str:

@@ -33,7 +33,7 @@ from storescp.logs import AssociationLogger, info_emitter
 from storescp.negotiation import AcceptedContext, accepted_contexts, refusals
 from storescp.outlet import Outlet
 from storescp.patience import Patience
-from storescp.pdu import AAssociateRQ, Fragment, ProtocolViolation
+from storescp.pdu import AAssociateAC, AAssociateRQ, Fragment, ProtocolViolation
 from storescp.state_table import State
 from storescp.transports import READ_SIZE, IConnection, bottom_of, origin_of, socket_of, unacknowledged
 from storescp.upper_layer import (
@@ -281,6 +281,9 @@ class AssociationProtocol(Protocol):
         self._began = self._clock.seconds()
         self.parent.associated(self)
         self._patience = Patience(self, self._limits, self._clock, self._lost_patience)
+        self._log_accepted(request, answer, user)
+
+    def _log_accepted(self, request: AAssociateRQ, answer: AAssociateAC, user: str | None) -> None:
         text = "association accepted: {calling} at {address} to {called}, {accepted} of {proposed} contexts"
         event: LogEvent = {
             "calling": request.calling_ae_title,
