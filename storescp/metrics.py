@@ -16,7 +16,7 @@ from storescp import __version__
 from storescp.config import Config
 from storescp.measurements import Counted, Duration, Durations, Event, Measurements
 from storescp.readiness import Crew, Readiness
-from storescp.space import Space, look
+from storescp.space import Space
 from storescp.statistics import Load, Statistics
 
 
@@ -60,11 +60,7 @@ class Snapshot:
         self.restarts = crew.restarts
         self.loads: dict[int, Load] = dict(crew.loads)
         self.obstacles = readiness.obstacles()
-        self.space: Space | None = None
-        try:
-            self.space = look(self.config.storage_dir)
-        except OSError:
-            pass
+        self.space: Space | None = readiness.watch.space
         self._counted: dict[Event, list[Counted]] = {event: [] for event in Event}
         for counted in self.measurements.counted():
             self._counted[counted.series.event].append(counted)

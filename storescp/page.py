@@ -64,7 +64,7 @@ class Page(Resource):
 
 def _page(snapshot: Snapshot, faults: Sequence[str], uptime: float) -> Tag:
     config = snapshot.config
-    troubles = [*snapshot.obstacles, *faults]
+    troubles = dict.fromkeys([*snapshot.obstacles, *faults])  # some are both
     return tags.html(
         tags.head(
             tags.meta(charset="utf-8"),

@@ -11,11 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from storescp.config import Config
-from storescp.space import look, size_text
+from storescp.space import SpaceWatch, size_text
 from storescp.statistics import Load
 
 #: Seconds that a writing thread may need for what it has taken, and a process between two signs of life.
 STALL = 60.0
+
+#: Seconds for which a disk may give no answer, and nobody be sent elsewhere for that.
+SILENCE = 10.0
 
 
 class Phase(enum.Enum):
@@ -39,10 +42,14 @@ class Crew(Protocol):
 
 
 class Readiness:
-    """What can be said of a server, at any time: by what its *crew* knows, and by its ``phase``."""
+    """What can be said of a server, at any time: by what its *crew* knows, and by its ``phase``.
+
+    ``watch`` is what is known of its disk, if somebody looks.
+    """
 
     def __init__(self, crew: Crew, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.phase = Phase.STARTING
+        self.watch = SpaceWatch(crew.config.storage_dir, monotonic)
         self._crew = crew
         self._monotonic = monotonic
 
@@ -53,27 +60,30 @@ class Readiness:
             found.append(f"the server is {self.phase.value}")
         elif not self._crew.is_ready:
             found.append("no worker is ready")
-        config = self._crew.config
-        if config.min_free.amount:
-            try:
-                space = look(config.storage_dir)
-            except OSError as error:
-                found.append(f"the storage directory cannot be looked at: {error.strerror}")
-            else:
-                if not space.is_enough(config.min_free):
-                    found.append(
-                        f"less than {config.min_free} free ({size_text(space.free)}): no images are taken"
-                    )
-        return found
+        watch, least = self.watch, self._crew.config.min_free
+        if watch.silence >= SILENCE:
+            found.append(f"the disk has not answered for {watch.silence:.0f} s")
+        elif least.amount and watch.trouble:
+            found.append(f"the storage directory cannot be looked at: {watch.trouble}")
+        elif watch.space is not None and not watch.space.is_enough(least):
+            found.append(f"less than {least} free ({size_text(watch.space.free)}): no images are taken")
+        return found + self._stalled(SILENCE)
 
     def faults(self) -> list[str]:
         """What does not turn any more, in words."""
         found = []
         now = self._monotonic()
         for number, load in self._crew.loads.items():
-            silence = now - load.beat
-            if load.stalled and load.stalled + silence >= STALL:
-                found.append(f"process {number} has written nothing for {load.stalled + silence:.0f} s")
-            if silence >= STALL:
+            if (silence := now - load.beat) >= STALL:
                 found.append(f"process {number} has not been heard of for {silence:.0f} s")
-        return found
+        return self._stalled(STALL) + found
+
+    def _stalled(self, seconds: float) -> list[str]:
+        """Whose writing thread has not got on for so long."""
+        now = self._monotonic()
+        stalls = {n: load.stalled + now - load.beat for n, load in self._crew.loads.items() if load.stalled}
+        return [
+            f"process {number} has written nothing for {stall:.0f} s"
+            for number, stall in stalls.items()
+            if stall >= seconds
+        ]

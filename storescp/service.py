@@ -42,9 +42,11 @@ from storescp.logs import LineObserver
 from storescp.readiness import Phase, Readiness
 from storescp.receiver import Receiver, authenticator
 from storescp.reloading import Reloading
+from storescp.space import INTERVAL
 from storescp.supervisor import Supervisor
 from storescp.systemd import Systemd
 from storescp.tls_settings import TLSSettings, beneath, is_secure
+from storescp.worker import Periodic
 
 if TYPE_CHECKING:
     from storescp.audit import Audit
@@ -105,6 +107,7 @@ class StoreSCPService(Service):
                     f"--http: expected the packages that pip install 'storescp[web]' brings, got: {error}"
                 ) from None
             self._web_factory = site(self._crew, self.readiness, reactor)
+        self._watch: Periodic | None = None
         self._audit: Audit | None = None
         self._began = 0.0
 
@@ -141,6 +144,9 @@ class StoreSCPService(Service):
                 self._crew.start()
         except CannotOpen as error:
             raise CannotStart(self._placed(error)) from None
+        if self._web is not None:
+            self.readiness.watch.look()
+            self._watch = Periodic(self.readiness.watch.look, INTERVAL)
         self._began = time.monotonic()
         if self._audit is not None:
             self._audit.started()
@@ -296,6 +302,8 @@ class StoreSCPService(Service):
         self._systemd.stopped()
         if self._web_port is not None:  # until now: it tells why nothing is taken
             yield maybeDeferred(self._web_port.stopListening)
+        if self._watch is not None:
+            self._watch.stop(wait=False)
 
     def _status(self) -> str:
         """For systemctl status."""

@@ -54,6 +54,35 @@ def look(directory: str | os.PathLike[str]) -> Space:
     return Space(status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize)
 
 
+class SpaceWatch:
+    """What the last look at the file system that *directory* is on has found: ``space``, or else ``trouble``, in words.
+
+    Whoever looks may have to wait for ever; who asks never waits.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.space: Space | None = None
+        self.trouble = ""
+        self._directory = directory
+        self._monotonic = monotonic
+        self._answered = monotonic()
+
+    @property
+    def silence(self) -> float:
+        """Seconds for which the file system has not answered, or nobody has asked it."""
+        return self._monotonic() - self._answered
+
+    def look(self) -> None:
+        """Look now. Blocks."""
+        try:
+            self.space, self.trouble = look(self._directory), ""
+        except OSError as error:
+            self.space, self.trouble = None, error.strerror or str(error)
+        self._answered = self._monotonic()
+
+
 class LowSpace(OSError):
     """Less is free than the limit wants."""
 

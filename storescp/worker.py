@@ -242,10 +242,11 @@ class Periodic:
         self._thread = threading.Thread(target=self._serve, name="storescp-periodic", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread; what it is at is waited for."""
+    def stop(self, *, wait: bool = True) -> None:
+        """End the thread; what it is at is waited for, which may block, or not."""
         self._stopped.set()
-        self._thread.join()
+        if wait:
+            self._thread.join()
 
     def _serve(self) -> None:
         while not self._stopped.wait(self._interval):

@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.config import Config, load
-from storescp.readiness import STALL, Phase, Readiness
+from storescp.readiness import SILENCE, STALL, Phase, Readiness
 from storescp.statistics import Load
 
 
@@ -63,17 +63,34 @@ class ReadinessTests(SynchronousTestCase):
     def test_space(self) -> None:
         """It is not, when less is free than --min-free; the reason has both numbers."""
         self.crew.config = self.configured("1000T")
+        self.readiness.watch.look()
         (reason,) = self.readiness.obstacles()
         self.assertRegex(reason, r"\Aless than \S+ PB free \(\S+ [GT]B\): no images are taken\Z")
 
     def test_no_directory(self) -> None:
         """It is not, when the storage directory has gone; without --min-free nobody looks."""
         self.directory.rmdir()
+        self.readiness.watch.look()
         self.assertEqual(
             self.readiness.obstacles(),
             ["the storage directory cannot be looked at: No such file or directory"],
         )
         self.crew.config = self.configured("0")
+        self.assertEqual(self.readiness.obstacles(), [])
+
+    def test_silent_disk(self) -> None:
+        """It is not, when the disk has not answered for a while, whoever has asked it: that is no fault yet."""
+        self.clock.advance(SILENCE - 1)
+        self.report(0, stalled=SILENCE - 1)
+        self.assertEqual(self.readiness.obstacles(), [])
+        self.clock.advance(1)
+        self.assertEqual(
+            self.readiness.obstacles(),
+            ["the disk has not answered for 10 s", "process 0 has written nothing for 10 s"],
+        )
+        self.assertEqual(self.readiness.faults(), [])
+        self.readiness.watch.look()
+        self.report(0)
         self.assertEqual(self.readiness.obstacles(), [])
 
     def test_writer(self) -> None:

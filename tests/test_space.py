@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp.space import INTERVAL, FreeSpace, LowSpace, SpaceLimit
+from storescp.space import INTERVAL, FreeSpace, LowSpace, Space, SpaceLimit, SpaceWatch
 
 
 class FreeSpaceTests(SynchronousTestCase):
@@ -87,3 +87,25 @@ class FreeSpaceTests(SynchronousTestCase):
     def test_as_text(self) -> None:
         """As an operator reads it."""
         self.assertEqual([str(SpaceLimit(1000, False)), str(SpaceLimit(2.5, True))], ["1 kB", "2.5%"])
+
+
+class SpaceWatchTests(SynchronousTestCase):
+    """Who asks has what was found last."""
+
+    def test_look(self) -> None:
+        """That is numbers or words, and how long ago."""
+        clock = Clock()
+        directory = self.mktemp()
+        watch = SpaceWatch(directory, clock.seconds)
+        self.assertEqual((watch.space, watch.trouble), (None, ""))
+        clock.advance(3)
+        self.assertEqual(watch.silence, 3)
+        os.mkdir(directory)
+        watch.look()
+        found = os.statvfs(directory)
+        assert isinstance(watch.space, Space)
+        self.assertEqual(watch.space.total, found.f_blocks * found.f_frsize)
+        self.assertEqual((watch.trouble, watch.silence), ("", 0))
+        os.rmdir(directory)
+        watch.look()
+        self.assertEqual((watch.space, watch.trouble), (None, "No such file or directory"))

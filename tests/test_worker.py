@@ -305,3 +305,19 @@ class PeriodicTests(SynchronousTestCase):
     def test_stop(self) -> None:
         """The end does not wait for the next time."""
         Periodic(lambda: self.fail("called"), 3600).stop()
+
+    def test_stuck(self) -> None:
+        """Nor, if nobody wants to, for what it is at."""
+        called, go_on = threading.Event(), threading.Event()
+
+        def run() -> None:
+            called.set()
+            go_on.wait(30)
+
+        periodic = Periodic(run, 0.001)
+        called.wait(30)
+        periodic.stop(wait=False)
+        self.assertTrue(periodic._thread.is_alive())
+        go_on.set()
+        periodic.stop()
+        self.assertFalse(periodic._thread.is_alive())

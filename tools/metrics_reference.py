@@ -31,7 +31,8 @@ connections.
     start it anew.
 ``/readyz``
     200 while images are taken; 503, with the reason, when it is starting or stopping, less is free on the disk than
-    ``--min-free`` wants, or no worker is ready. Who finds that should send images elsewhere, and leave it alone.
+    ``--min-free`` wants, the disk has not answered for 10 seconds, or no worker is ready. Who finds that should send
+    images elsewhere, and leave it alone.
 
 In ``prometheus.yml``::
 
