@@ -99,6 +99,11 @@ class Child:
         self._acknowledging = False
         self._stopping = False
 
+    @property
+    def has_given_up(self) -> bool:
+        """Whether it has stopped without the disk."""
+        return self._receiver.has_given_up
+
     def start(self) -> None:
         """Take connections."""
         self._channel.set_blocking(False)
@@ -272,6 +277,8 @@ def main(number: int, workers: int, channel_descriptor: int, counts_descriptor: 
     _reactor.addSystemEventTrigger("after", "shutdown", globalLogPublisher.removeObserver, observer)
     _reactor.run(installSignalHandlers=False)
     observer.flush()
+    if child.has_given_up:
+        os._exit(1)  # what belongs to threads that wait for a disk is not touched any more
     return 0
 
 

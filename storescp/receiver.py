@@ -21,6 +21,7 @@ from storescp.commitment import CommitmentSCP
 from storescp.commitment_ledger import Ledger
 from storescp.commitment_store import CommitmentsUnavailable
 from storescp.config import Config, ConfigError
+from storescp.ending import PATIENCE, Ending
 from storescp.index import IndexUnavailable
 from storescp.limits import Admission, Limits
 from storescp.logs import association_ids
@@ -34,6 +35,7 @@ from storescp.space import FreeSpace, size_text
 from storescp.statistics import Load, Occupancy, Statistics
 from storescp.store import InstanceStore
 from storescp.transports import keep_buffers
+from storescp.worker import Aside
 
 if TYPE_CHECKING:
     from storescp.audit import Audit
@@ -88,6 +90,7 @@ class Receiver:
         self._ledger: Ledger | None = None
         self._reporter: Reporter | None = None
         self._audit: Audit | None = None
+        self._ending: Ending | None = None
 
     @property
     def associations(self) -> int:
@@ -174,9 +177,18 @@ class Receiver:
             if self._store.space is not None:
                 self._store.space.set_limit(config.min_free)
 
+    @property
+    def has_given_up(self) -> bool:
+        """Whether it has stopped without the disk: threads that wait for that are still there."""
+        return self._ending is not None and self._ending.in_vain
+
+    def stop(self) -> Deferred[None]:
+        """Let associations end, drain the writes, close the archive: in that order, within some time."""
+        self._ending = Ending(self._reactor, self._stop(), self.config.stop_timeout + PATIENCE)
+        return self._ending.over.addCallback(self._stopped)
+
     @inlineCallbacks
-    def stop(self) -> Generator[Deferred[Any], object, None]:
-        """Let associations end, drain the writes, close the archive: in that order."""
+    def _stop(self) -> Generator[Deferred[Any], object, None]:
         reporting = self._reporter.stop(self.config.stop_timeout) if self._reporter is not None else None
         yield self.factory.drain(self.config.stop_timeout)
         if reporting is not None:
@@ -185,15 +197,29 @@ class Receiver:
             yield self._ledger.stop()
         if self._store is not None:
             yield self._store.worker.drained()
+            self._store.worker.stop()
+        closing = Aside(self._reactor)
+        yield closing.call(self._close)
+        yield closing.stop()
+
+    def _close(self) -> None:
+        """On a thread: all this may wait for the disk."""
+        if self._store is not None:
             self._store.stop()
         if self._archive is not None:
             close(self.log, self._archive)
 
+    def _stopped(self, _: None) -> None:
+        if self.has_given_up:
+            give_up(self.log, self._store.worker.outstanding if self._store is not None else 0)
+
     def hurry(self) -> None:
-        """Let no association end in its own time."""
+        """Let no association end in its own time, and wait no longer for a disk that does not answer."""
         self.factory.abort_all()
         if self._reporter is not None:
             self._reporter.hurry()
+        if self._ending is not None:
+            self._ending.hasten(self._store.worker.stalled if self._store is not None else 0.0)
 
     def _look(self) -> None:
         if self._reporter is not None:
@@ -321,6 +347,14 @@ def report(log: Logger, archive: ServerArchive) -> None:
             log.error("recovery: {path} is in the index, but there is no such file", path=path)
         for path, why in recovered.unreadable:
             log.error("recovery: {path} is no instance: {why}", path=path, why=why)
+
+
+def give_up(log: Logger, count: int) -> None:
+    """Log that the server stops before *count* images have reached the disk, none of which is acknowledged."""
+    log.critical(
+        "the disk or the index does not answer: the server stops without it; images not acknowledged: {count}",
+        count=count,
+    )
 
 
 def close(log: Logger, archive: ServerArchive) -> None:

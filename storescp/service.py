@@ -6,6 +6,7 @@ privileges, but for the ports, which may need them.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import resource
@@ -304,6 +305,14 @@ class StoreSCPService(Service):
             yield maybeDeferred(self._web_port.stopListening)
         if self._watch is not None:
             self._watch.stop(wait=False)
+        if self._crew.has_given_up:
+            atexit.register(self._end_at_once)  # twistd knows no exit status but 0
+
+    def _end_at_once(self) -> None:
+        """With exit status 1; what belongs to threads that wait for a disk is not touched any more."""
+        if isinstance(self.log_observer, LineObserver):
+            self.log_observer.flush()
+        os._exit(1)
 
     def _status(self) -> str:
         """For systemctl status."""
@@ -315,6 +324,8 @@ class StoreSCPService(Service):
 
     def take_signals(self) -> None:
         """Have SIGINT and SIGTERM stop the server and the process end with 0; a second one hurries.
+
+        It ends with 1 when the disk does not answer, or a worker has not ended in good order.
 
         SIGHUP has the settings read again, with the files that they name, and ends nothing.
 

@@ -108,8 +108,7 @@ class InstanceStore:
         self._metas: dict[tuple[str, str, str, str], FileMeta] = {}
 
     def stop(self) -> None:
-        """End the threads; call it when the worker is drained."""
-        self.worker.stop()
+        """End the threads that work beside the worker's. Blocks for as long as the disk makes them wait."""
         if self._checkpoints is not None:
             self._checkpoints.stop()
         if self._answers is not None:

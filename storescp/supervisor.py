@@ -17,7 +17,7 @@ from functools import partial
 from typing import IO, Any
 
 from twisted.internet.base import ReactorBase
-from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -25,14 +25,16 @@ from storescp.archive import CannotOpen, ServerArchive
 from storescp.commitment_ledger import Ledger
 from storescp.commitment_store import REPORTER
 from storescp.config import Config
+from storescp.ending import PATIENCE, Ending
 from storescp.limits import plain
 from storescp.logs import Repeated
 from storescp.measurements import Measurements
 from storescp.reader import Reader
-from storescp.receiver import close, report, start_reporter
+from storescp.receiver import close, give_up, report, start_reporter
 from storescp.reporter import ClientTLS, Reporter
 from storescp.shared import SharedAdmission, SharedCounts
 from storescp.statistics import Load, Statistics
+from storescp.worker import Aside
 from storescp.worker_process import ORDERLY, Accepted, WorkerProcess
 
 #: Connections that are accepted in one turn, from each port.
@@ -45,8 +47,8 @@ PAUSE = 1.0
 STEADY = 10.0
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 
-#: Seconds beyond the timeout of the stop that a worker has to abort what is left and to write what it has.
-KILL_AFTER = 15.0
+#: Seconds beyond those after which a worker gives up by itself until it is killed, and from then on for its end.
+KILL_AFTER = END_AFTER = 3.0
 
 
 class Supervisor:
@@ -97,9 +99,11 @@ class Supervisor:
         self._pause: IDelayedCall | None = None
         self._early_ends = dict.fromkeys(self._workers, 0)
         self._replacements: dict[WorkerProcess, IDelayedCall] = {}
+        self.has_given_up = False
+        """Whether it has stopped, but not in good order: a worker, or the archive, did not answer."""
         self._stopping = False
-        self._reporting: Deferred[None] | None = None  # its end
-        self._stopped: Deferred[None] = Deferred()
+        self._stopped: Deferred[None] = Deferred()  # of the workers
+        self._ending: Ending | None = None
 
     @property
     def statistics(self) -> Statistics:
@@ -186,29 +190,52 @@ class Supervisor:
             worker.configure(self._configuration)
         make_room(self._workers, config.max_pending)
 
-    def stop(self) -> Deferred[None]:
-        """Have the workers stop in good order, and close the archive when they have ended."""
+    @inlineCallbacks
+    def stop(self) -> Generator[Deferred[Any], object, None]:
+        """Have the workers stop in good order, and close the archive when they have ended: within some time."""
         self._stopping = True
         self._set_accepting()
         self._close_left()
-        if self._reporter is not None:
-            self._reporting = self._reporter.stop(self.config.stop_timeout)
+        timeout = self.config.stop_timeout
+        reporting: Deferred[None] = (
+            self._reporter.stop(timeout) if self._reporter is not None else succeed(None)
+        )
         for replacement in self._replacements.values():
             replacement.cancel()
         for worker in self._workers:
             worker.stop()
-        deadline = self._reactor.callLater(self.config.stop_timeout + KILL_AFTER, self._kill)
-        self._stopped.addCallback(lambda _: self._stop_reporting())
-        self._stopped.addCallback(lambda _: self._close(deadline))
         self._check_stopped()
-        return self._stopped
+        ended = self._stopped.addCallback(lambda _: reporting)
+        self._ending = Ending(self._reactor, ended, timeout + PATIENCE + KILL_AFTER)
+        yield self._ending.over
+        patience = PATIENCE
+        if self._ending.in_vain:
+            patience = END_AFTER
+            for worker in self._workers:
+                worker.kill()
+        self._ending = Ending(self._reactor, self._close(), patience)
+        yield self._ending.over
+        if self._ending.in_vain:
+            self.has_given_up = True
+            alive = [worker for worker in self._workers if worker.is_alive]
+            for worker in alive:
+                self.log.critical(
+                    "worker {number} (process {pid}) was killed and does not end: it waits for the disk",
+                    number=worker.number,
+                    pid=worker.pid,
+                )
+            if not alive:
+                give_up(self.log, 0)
 
     def hurry(self) -> None:
-        """Let no association end in its own time."""
+        """Let no association end in its own time, and wait no longer for a disk that does not answer."""
         for worker in self._workers:
             worker.hurry()
         if self._reporter is not None:
             self._reporter.hurry()
+        if self._ending is not None:
+            stalled = max((load.stalled for load in self.loads.values()), default=0.0)
+            self._ending.hasten(stalled, KILL_AFTER)
 
     # -- connections --
 
@@ -316,6 +343,7 @@ class Supervisor:
         if self._stopping:
             self._close_left()
             if how != ORDERLY:
+                self.has_given_up = True
                 self.log.error("worker {number} {how}", number=worker.number, how=how)
             self._check_stopped()
             return
@@ -332,24 +360,16 @@ class Supervisor:
         if self._reporter is not None:
             self._reporter.look()
 
-    @inlineCallbacks
-    def _stop_reporting(self) -> Generator[Deferred[Any], object, None]:
-        if self._reporting is not None:
-            yield self._reporting
-        if self._ledger is not None:
-            yield self._ledger.stop()
-
     def _check_stopped(self) -> None:
         if not any(worker.is_alive for worker in self._workers):
             self._stopped.callback(None)
 
-    def _kill(self) -> None:
-        for worker in self._workers:
-            worker.kill()
-
-    def _close(self, deadline: IDelayedCall) -> None:
-        if deadline.active():
-            deadline.cancel()
+    @inlineCallbacks
+    def _close(self) -> Generator[Deferred[Any], object, None]:
+        """Close what is here, when the workers have ended."""
+        yield self._stopped
+        if self._ledger is not None:
+            yield self._ledger.stop()
         if self._pause is not None:
             self._pause.cancel()
         if self._credentials is not None:
@@ -358,7 +378,9 @@ class Supervisor:
         self._configuration.close()
         os.close(self._counts.descriptor)
         if self._archive is not None:
-            close(self.log, self._archive)
+            closing = Aside(self._reactor)
+            yield closing.call(close, self.log, self._archive)
+            yield closing.stop()
 
 
 def _in_memory(name: str, value: object) -> IO[bytes]:

@@ -280,10 +280,10 @@ class Server:
         self.send_signal(number)
         return self.stopped()
 
-    def stopped(self) -> dict[str, int]:
-        """Wait for the end of a stop in good order; the numbers of its farewell line."""
+    def stopped(self, code: int = 0) -> dict[str, int]:
+        """Wait for the end of a stop, in good order if the exit *code* is 0; the numbers of its farewell line."""
         self._stopped = True
-        self.case.assertEqual((self.wait(), self.stderr), (0, ""), self.output)
+        self.case.assertEqual((self.wait(), self.stderr), (code, ""), self.output)
         self.case.assertNotIn("Traceback", self.output)
         farewells = list(STOPPED.finditer(self.output))
         self.case.assertEqual(len(farewells), 1, self.output)

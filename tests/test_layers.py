@@ -81,6 +81,7 @@ ADAPTERS = (
     "interfaces",
     "worker",
     "store",
+    "ending",
     *("connections", "outlet", "flow", "patience", "user_check", "protocol"),
     "scp",
     "authentication",

@@ -36,11 +36,12 @@ def command(*arguments: object, ok: tuple[int, ...] = (0,)) -> None:
 
 
 @functools.cache
-def _among_ourselves() -> None:
+def among_ourselves() -> None:
     """Mounts are to be seen by this process, and by those that it starts, alone: unshare(2).
 
     Who makes a name space of mounts elsewhere, as every container does, has a copy of all that are mounted at that
     moment. They would outlive our unmounting, and the next one of the same image would be what they remember of it.
+    A server sees what is mounted later if it is started after this.
     """
     clone_newns = 0x00020000
     if ctypes.CDLL(None, use_errno=True).unshare(clone_newns):
@@ -53,7 +54,7 @@ class Mount:
     """What *arguments* of mount(8) put on *directory*, until :meth:`unmount` or the end of the test."""
 
     def __init__(self, case: SynchronousTestCase, directory: pathlib.Path, *arguments: object) -> None:
-        _among_ourselves()
+        among_ourselves()
         directory.mkdir(exist_ok=True)
         command("mount", *arguments, directory)
         self.directory = directory
