@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -160,9 +161,10 @@ class SignalTests(SynchronousTestCase):
 
     def reload(self, server: Server, content: str, says: str = "SIGHUP: settings read again: ") -> None:
         """Have the server read *content*."""
+        said = len(re.findall(says, server.output))
         self.file.write_text(content)
         server.send_signal(signal.SIGHUP)
-        server.wait_for(says, count=server.output.count(says) + 1)
+        server.wait_for(says, count=said + 1)
 
     def ask(
         self, server: Server, calling: str = "RAW", called: str = "STORESCP"
