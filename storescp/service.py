@@ -69,6 +69,7 @@ class StoreSCPService(Service):
         self._reloading = reloading
         self.log_observer: ILogObserver | None = None
         self._reactor = reactor
+        self._is_to_stop = False
         self._endpoints: list[tuple[str, IStreamServerEndpoint]] = []
         self._endpoints += ((text, endpoint_of(text, reactor)) for text in config.listen)
         self._ports: list[tuple[IListeningPort, bool]] = []  # whether with TLS
@@ -340,10 +341,11 @@ class StoreSCPService(Service):
         signal.signal(signal.SIGHUP, lambda number, frame: self._reactor.callFromThread(self.reload))
 
     def _stop(self) -> None:
-        if self.running:
+        if self.running and not self._is_to_stop:
+            self._is_to_stop = True
             self._reactor.stop()
         else:
-            self._crew.hurry()
+            self._reactor.callLater(0, self._crew.hurry)  # by then the stop has begun
 
 
 def _listen(text: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> IListeningPort:

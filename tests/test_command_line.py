@@ -329,6 +329,17 @@ class StopTests(SynchronousTestCase):
             self.assertEqual(scu.receive(), AAbort(0, 0))
             self.assertEqual(server.stopped()["aborted"], 1)
 
+    def test_signals_at_once(self) -> None:
+        """That is so as well when the second one comes before the first one has been looked at."""
+        for options in ((), ("--workers", 2)):
+            server = Server(self, "--stop-timeout", 3600, *options)
+            with RawSCU(server.address) as scu:
+                scu.associate()
+                server.send_signal(signal.SIGTERM)
+                server.send_signal(signal.SIGINT)
+                self.assertEqual(scu.receive(), AAbort(0, 0))
+                self.assertEqual(server.stopped()["aborted"], 1)
+
     def test_under_load(self) -> None:
         """Stopped while senders send: what was answered with 0000H is there, and nothing else."""
         stopped_under_load(self)
