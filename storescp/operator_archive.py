@@ -44,7 +44,7 @@ def look_at(what: str, path: str) -> None:
 class Finding(NamedTuple):
     """Something that is not as it should be.
 
-    ``kind`` is one of missing, not-indexed, unreadable, not-dicom, size, uid, digest.
+    ``kind`` is one of missing, not-indexed, unreadable, not-dicom, size, uid, digest, truncated.
     """
 
     kind: str

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from storescp.index_rows import Row
 from storescp.operator_archive import CHUNK, Archive, Finding, Pass, Workers, chunks, find_rows
-from storescp.stored_file import NotAnInstance, read_instance
+from storescp.stored_file import NotAnInstance, examine_instance
 
 #: Seconds for which a file that has just got its name may be without its row.
 SETTLING = 10.0
@@ -132,7 +132,7 @@ def check_file(root: str, path: str, row: Row | None, digest: bool) -> Finding |
         if row is not None and size != row.size:
             return Finding("size", path, f"{size} bytes, {row.size} in the index")
         algorithm = row.digest.partition(":")[0] if digest and row is not None and row.digest else None
-        found = read_instance(root, path, algorithm)
+        found, missing = examine_instance(root, path, algorithm)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -149,4 +149,6 @@ def check_file(root: str, path: str, row: Row | None, digest: bool) -> Finding |
         )
     if algorithm is not None and found.digest != row.digest:
         return Finding("digest", path, f"{found.digest}, {row.digest} in the index")
+    if missing:
+        return Finding("truncated", path, f"its data set ends early: {missing}")
     return None

@@ -17,6 +17,7 @@ from storescp import tags
 from storescp.beneath import Beneath
 from storescp.dataset_head import PIECE as HEAD_PIECE
 from storescp.dataset_head import Head, HeadError, HeadReader
+from storescp.early_end import early_end
 from storescp.index_rows import ReceivedInstance
 
 #: Bytes of File Meta Information, with preamble and prefix; some 500 are usual. More than that is no such file.
@@ -72,32 +73,44 @@ def read_instance(root: str, path: str, digest: str | None) -> ReceivedInstance:
     *digest* is the name of an algorithm of hashlib. Raises NotAnInstance, SymbolicLink and OSError.
     """
     with contextlib.closing(Beneath(root)) as beneath, open_below(beneath, path) as file:
-        status = os.fstat(file.fileno())
-        head = read_file_head(file.fileno())
-        data_set = read_data_set_head(file.fileno(), head)
-        for tag, name in (
-            (tags.SOP_INSTANCE_UID, "SOP"),
-            (tags.STUDY_INSTANCE_UID, "Study"),
-            (tags.SERIES_INSTANCE_UID, "Series"),
-        ):
-            if data_set.uid(tag) is None:
-                raise NotAnInstance(f"its data set has no {name} Instance UID")
-        if data_set.uid(tags.SOP_INSTANCE_UID) != head.sop_instance_uid:
-            raise NotAnInstance(
-                f"SOP Instance UID {data_set.uid(tags.SOP_INSTANCE_UID)!r:.80} in its data set,"
-                f" {head.sop_instance_uid!r:.80} in its File Meta Information"
-            )
-        return ReceivedInstance(
-            data_set,
-            head.sop_class_uid,
-            head.sop_instance_uid,
-            head.transfer_syntax_uid,
-            path,
-            status.st_size,
-            head.source_ae_title,
-            status.st_mtime,
-            digest and file_digest(file, digest),
+        return _instance(file, path, digest)[0]
+
+
+def examine_instance(root: str, path: str, digest: str | None) -> tuple[ReceivedInstance, str]:
+    """The same, and what is missing at the end of its data set: see :func:`storescp.early_end.early_end`."""
+    with contextlib.closing(Beneath(root)) as beneath, open_below(beneath, path) as file:
+        instance, head = _instance(file, path, digest)
+        return instance, early_end(file.fileno(), head.data_set_offset, head.transfer_syntax_uid)
+
+
+def _instance(file: FileIO, path: str, digest: str | None) -> tuple[ReceivedInstance, FileHead]:
+    status = os.fstat(file.fileno())
+    head = read_file_head(file.fileno())
+    data_set = read_data_set_head(file.fileno(), head)
+    for tag, name in (
+        (tags.SOP_INSTANCE_UID, "SOP"),
+        (tags.STUDY_INSTANCE_UID, "Study"),
+        (tags.SERIES_INSTANCE_UID, "Series"),
+    ):
+        if data_set.uid(tag) is None:
+            raise NotAnInstance(f"its data set has no {name} Instance UID")
+    if data_set.uid(tags.SOP_INSTANCE_UID) != head.sop_instance_uid:
+        raise NotAnInstance(
+            f"SOP Instance UID {data_set.uid(tags.SOP_INSTANCE_UID)!r:.80} in its data set,"
+            f" {head.sop_instance_uid!r:.80} in its File Meta Information"
         )
+    instance = ReceivedInstance(
+        data_set,
+        head.sop_class_uid,
+        head.sop_instance_uid,
+        head.transfer_syntax_uid,
+        path,
+        status.st_size,
+        head.source_ae_title,
+        status.st_mtime,
+        digest and file_digest(file, digest),
+    )
+    return instance, head
 
 
 def read_data_set_head(descriptor: int, head: FileHead) -> Head:

@@ -39,6 +39,7 @@ BLOCKING = (
         "index_schema",
         "index_rows",
         "index",
+        "early_end",
         "stored_file",
         "space",
     ),

@@ -163,12 +163,15 @@ class OnRunningServerTests(SynchronousTestCase):
             scu.associate()
             for name in range(1, 7):
                 self.assertEqual(scu.store(f"1.2.3.{name}", instance(f"1.2.3.{name}")), 0)
+            early = instance("1.2.3.8", pixels=bytes(100))[:-30]  # is stored as it came
+            self.assertEqual(scu.store("1.2.3.8", early), 0)
             scu.release()
         self.assertEqual(
             storescp("reindex", "-d", server.storage, "--all", "--digest", "sha256").returncode, 0
         )
         paths = sorted(server.files().values())
         names = [str(path.relative_to(server.storage)) for path in paths]
+        self.assertEqual(data_set_of(paths[6]), early)
         paths[0].unlink()
         os.truncate(paths[1], 700)
         with paths[2].open("r+b") as file:
@@ -193,10 +196,11 @@ class OnRunningServerTests(SynchronousTestCase):
                 names[2]: "digest",
                 names[3]: "uid",
                 names[5]: "not-dicom",
+                names[6]: "truncated",
                 "new.dcm": "not-indexed",
             },
         )
-        self.assertEqual(sum(summary["summary"]["findings"].values()), 6)
+        self.assertEqual(sum(summary["summary"]["findings"].values()), 7)
 
 
 class ReindexTests(SynchronousTestCase):
