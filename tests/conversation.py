@@ -256,6 +256,15 @@ class Conversation:
         """Leave in the network what the server sends."""
         self.transport.peer_reads = False
 
+    def ask_unread(self) -> int:
+        """Read nothing, and ask until the server reads no more either: how many times that was."""
+        self.stop_reading()
+        messages = 0
+        while self.transport.is_reading:
+            self.echo()
+            messages += 1
+        return messages
+
     def read_on(self) -> None:
         """Take what the server has sent, and from now on what it sends."""
         self.transport.peer_reads = True

@@ -98,12 +98,13 @@ def run_twistd(
     cwd: pathlib.Path,
     main: tuple[str, ...] = ("--pidfile=", "-n"),
     inherited: tuple[int, ...] = (),
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run the server until it ends by itself, with *cwd* as its working directory."""
+    """Run the server until it ends by itself, with *cwd* as its working directory; *variables* join its environment."""
     return subprocess.run(
         twistd(*options, main=main),
         cwd=cwd,
-        env=environment(),
+        env=environment() | variables,
         pass_fds=inherited,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -111,6 +112,12 @@ def run_twistd(
         timeout=DEADLINE,
         check=False,
     )
+
+
+def path_without(package: str, directory: pathlib.Path) -> str:
+    """A PYTHONPATH on which *package* cannot be imported, by way of *directory*."""
+    (directory / f"{package}.py").write_text(f"raise ImportError('No module named {package}')\n")
+    return os.pathsep.join((str(directory), str(ROOT)))
 
 
 def eventually(condition: Callable[[], object]) -> None:

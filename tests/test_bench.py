@@ -14,7 +14,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from xml.etree import ElementTree
 
@@ -37,7 +36,7 @@ from bench.report import as_json, goals, limits, table
 from bench.storage import Storage, spread
 from bench.sweeps import ASSOCIATE, Filled, measure_stored
 from storescp.index import Index
-from tests.server import data_set_of
+from tests.server import data_set_of, temporary_directory
 from tests.strategies import steady
 
 RUN = "12345678901234567890"
@@ -242,9 +241,7 @@ class ServersTests(SynchronousTestCase):
     """The load generator with real servers."""
 
     def setUp(self) -> None:
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = pathlib.Path(directory.name)
+        self.directory = temporary_directory(self)
         self.storage = Storage("here", self.directory)
 
     def start(self, peer: Peer) -> Server:
@@ -492,9 +489,7 @@ class IndexTests(SynchronousTestCase):
     """The index when it is large."""
 
     def setUp(self) -> None:
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = pathlib.Path(directory.name)
+        self.directory = temporary_directory(self)
         self.storage = Storage("here", self.directory)
 
     def test_rows(self) -> None:
@@ -540,9 +535,7 @@ class StorageTests(SynchronousTestCase):
     """Directories and what becomes of the files in them."""
 
     def setUp(self) -> None:
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = pathlib.Path(directory.name)
+        self.directory = temporary_directory(self)
 
     def fill(self, storage: Storage) -> pathlib.Path:
         """A new directory with a file in it and one in a directory below."""
@@ -603,9 +596,7 @@ class PlotsTests(SynchronousTestCase):
     """From JSON to SVG."""
 
     def setUp(self) -> None:
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = pathlib.Path(directory.name)
+        self.directory = temporary_directory(self)
 
     def run_json(self, name: str, *results: Result) -> pathlib.Path:
         """A file as a run leaves it."""

@@ -490,9 +490,7 @@ class ProgressTests(SynchronousTestCase):
 
     def test_answers_not_taken(self) -> None:
         """Who does not read our answers for that long is cut off, and it is said why."""
-        self.peer.stop_reading()
-        while self.peer.transport.is_reading:
-            self.peer.echo()
+        self.peer.ask_unread()
         with capturedLogs() as events:
             self.world.clock.advance(59)
             self.assertTrue(self.peer.is_open)
@@ -506,9 +504,7 @@ class ProgressTests(SynchronousTestCase):
         """A peer that does not read is cut off even where all timeouts are switched off."""
         world = World(timeout=0)
         peer = world.associated()
-        peer.stop_reading()
-        while peer.transport.is_reading:
-            peer.echo()
+        peer.ask_unread()
         world.clock.advance(WRITE_TIMEOUT)
         self.assertFalse(peer.is_open)
 

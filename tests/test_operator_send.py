@@ -20,6 +20,12 @@ from tests.server import DEADLINE, free_port
 from tests.test_scu import Peer
 
 
+def reject(peer: Peer) -> None:
+    """As one that does not know who calls."""
+    peer.receive()
+    peer.send(AAssociateRJ(1, 1, 3).encode())
+
+
 class SendTests(SynchronousTestCase):
     """What becomes of files."""
 
@@ -141,10 +147,6 @@ class SendTests(SynchronousTestCase):
         self.assertEqual(code, 1)
         self.assertRegex(out, r"\A1 not sent; 0 B in \S+ s(, 0/s, 0 B/s)?\n\Z")
         self.assertEqual(err, f"storescp: 127.0.0.1 port {port}: cannot connect: Connection refused\n")
-
-        def reject(peer: Peer) -> None:
-            peer.receive()
-            peer.send(AAssociateRJ(1, 1, 3).encode())
 
         code, _, err = self.send(Peer(self, reject), self.directory)
         self.assertEqual(code, 1)
@@ -297,10 +299,6 @@ class SendTests(SynchronousTestCase):
             code, out, _ = self.send(Peer(self, self.storing([status])), self.directory, *again)
             self.assertEqual(code, 1)
             self.assertNotIn("sent again", out)
-
-        def reject(peer: Peer) -> None:
-            peer.receive()
-            peer.send(AAssociateRJ(1, 1, 3).encode())
 
         code, out, err = self.send(Peer(self, reject), self.directory, *again)
         self.assertEqual(code, 1)

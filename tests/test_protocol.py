@@ -288,11 +288,7 @@ class FlowTests(SynchronousTestCase):
     def test_peer_that_does_not_read(self) -> None:
         """Requests are not read on while the peer does not read the answers, and it is cut off after the timeout."""
         peer, clock = self.peer, self.world.clock
-        peer.stop_reading()
-        messages = 0
-        while peer.transport.is_reading:
-            peer.echo()
-            messages += 1
+        messages = peer.ask_unread()
         for _ in range(messages):
             peer.echo()
         self.assertEqual(self.world.statistics.messages, messages)
@@ -306,11 +302,7 @@ class FlowTests(SynchronousTestCase):
     def test_peer_that_reads_late(self) -> None:
         """A peer that reads its answers after all is served on, and not cut off later."""
         peer = self.peer
-        peer.stop_reading()
-        messages = 0
-        while peer.transport.is_reading:
-            peer.echo()
-            messages += 1
+        messages = peer.ask_unread()
         peer.echo()
         self.world.clock.advance(99)
         peer.read_on()
@@ -321,11 +313,7 @@ class FlowTests(SynchronousTestCase):
     def test_closed_while_not_reading(self) -> None:
         """A peer that reads what is left after we closed gets all of it, and the connection ends in order."""
         peer = self.peer
-        peer.stop_reading()
-        messages = 0
-        while peer.transport.is_reading:
-            peer.echo()
-            messages += 1
+        messages = peer.ask_unread()
         self.world.factory.abort_all()
         self.world.factory.pending.clear()  # but for the second that abort_all() gives
         self.world.clock.advance(31)

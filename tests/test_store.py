@@ -102,6 +102,11 @@ def empty(keyword: str) -> bytes:
     return data_set("1.2.3", **attributes)  # type: ignore[arg-type]
 
 
+def mistake() -> None:
+    """What nobody has thought of."""
+    raise ZeroDivisionError("a mistake")
+
+
 def unavailable() -> None:
     """What the index does when it fails."""
     raise IndexUnavailable("database is locked")
@@ -676,10 +681,6 @@ class UnexpectedTests(StoreTestCase):
 
     def test_index(self) -> None:
         """An exception that is no failure of the index leaves nothing either."""
-
-        def mistake() -> None:
-            raise ZeroDivisionError("a mistake")
-
         self.index.during = mistake
         outcome = self.receive(data_set("1.2.3"))
         self.assertEqual(outcome[:2], (Status.PROCESSING_FAILURE, "internal error"))
@@ -790,10 +791,6 @@ class AssociationTests(StoreTestCase):
 
     def test_lives_on(self) -> None:
         """Whatever an instance's status, the association goes on and can be released."""
-
-        def mistake() -> None:
-            raise ZeroDivisionError("a mistake")
-
         self.index.during = mistake
         self.peer.store(data_set("1.2.3"), "1.2.3")
         self.work()

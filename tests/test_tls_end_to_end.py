@@ -11,7 +11,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 
 from pynetdicom import AE
@@ -25,9 +24,8 @@ from tests.pynetdicom_scu import associate
 from tests.raw_scu import RawSCU, instance
 from tests.server import (
     DEADLINE,
-    ROOT,
     Server,
-    environment,
+    path_without,
     run,
     run_twistd,
     temporary_directory,
@@ -407,23 +405,11 @@ class MistakesTests(_TestCase):
 
     def test_without_the_extra(self) -> None:
         """Where pyOpenSSL is missing, TLS says what to install, and the rest works."""
-        hidden = self.home / "hidden" / "OpenSSL"
-        hidden.mkdir(parents=True)
-        (hidden / "__init__.py").write_text("raise ImportError(\"No module named 'OpenSSL'\")\n")
-        paths = os.pathsep.join((str(hidden.parent), str(ROOT)))
-        program = pathlib.Path(sys.executable).parent / "twistd"
-        ended = subprocess.run(
-            [program, "--pidfile=", "-n", "storescp", *map(str, self.options())],
-            cwd=self.home,
-            env=environment() | {"PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-            check=False,
-        )
+        path = path_without("OpenSSL", self.home)
+        ended = run_twistd(*self.options(), cwd=self.home, PYTHONPATH=path)
         self.assertEqual(ended.returncode, 1)
         self.assertEqual(
             ended.stderr,
             "storescp: TLS: expected the packages that pip install 'storescp[tls]' brings,"
-            " got: No module named 'OpenSSL'\n",
+            " got: No module named OpenSSL\n",
         )

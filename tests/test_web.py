@@ -38,10 +38,10 @@ from tests.server import (
     environment,
     eventually,
     free_port,
+    path_without,
     run,
     run_twistd,
     temporary_directory,
-    twistd,
 )
 from tests.test_end_to_end import DATA
 from tests.test_workers import workers_of
@@ -410,16 +410,9 @@ class StartTests(SynchronousTestCase):
     def test_without_the_extra(self) -> None:
         """Without prometheus_client one line says what is missing."""
         home = temporary_directory(self)
-        (home / "prometheus_client.py").write_text("raise ImportError('No module named prometheus_client')\n")
-        paths = os.pathsep.join((str(home), environment()["PYTHONPATH"]))
-        ended = subprocess.run(
-            twistd("--storage-dir", home / "received", "--port", free_port(), "--http", free_port()),
-            cwd=home,
-            env=environment() | {"PYTHONPATH": paths},
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-        )
+        path = path_without("prometheus_client", home)
+        options = ("--storage-dir", home / "received", "--port", free_port(), "--http", free_port())
+        ended = run_twistd(*options, cwd=home, PYTHONPATH=path)
         self.assertEqual(ended.returncode, 1)
         self.assertEqual(
             ended.stderr,
