@@ -5,9 +5,9 @@ What belongs here: which type of identity is proved by what. No passcode and no 
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
-import time
 from collections.abc import Generator
 from typing import Any
 
@@ -25,8 +25,10 @@ from zope.interface import implementer
 from storescp.config_access import AccessConfig
 from storescp.config_file import ConfigError
 from storescp.interfaces import IAuthenticator, Unauthorized
+from storescp.passcodes import PasscodeFile, SystemPasscodes
 from storescp.pdu import UserIdentity
 from storescp.tokens import InvalidToken, TokenVerifier
+from storescp.worker import Aside
 
 # PS3.7 Table D.3-14.
 USERNAME, USERNAME_AND_PASSCODE, JSON_WEB_TOKEN = 1, 2, 5
@@ -39,6 +41,14 @@ _TYPES = {
 }
 
 
+#: Checks that may wait for one another, of those that block. Those whose time is over count until their turn comes.
+MOST = 1000
+
+
+class TooManyUsers(Exception):
+    """No more checks may wait."""
+
+
 class _Credentials(UsernamePassword):
     """Compares in a time that tells nothing."""
 
@@ -46,40 +56,16 @@ class _Credentials(UsernamePassword):
         return hmac.compare_digest(self.password, password)
 
 
-#: Seconds for which a file that was just written is read again each time: it may change twice within one tick of mtime.
-_SETTLED = 2.0
-
-
-class _PasswordFile(FilePasswordDB):
-    """That of Twisted, which reads the whole file each time: a millisecond of the reactor's time for a thousand users,
-    whoever asks. This one does so when the file has changed.
-    """
-
-    _users: dict[bytes, bytes]
-    _read: object = None
-
-    def getUser(self, username: bytes) -> tuple[bytes, bytes]:
-        """See FilePasswordDB: of several passcodes of a user the first counts."""
-        status = os.stat(self.filename)
-        version = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-        if version != self._read:
-            with open(self.filename, "rb") as file:
-                lines = [line.rstrip().split(b":") for line in file]
-            self._users = {
-                name: word for name, word, *_ in reversed([line for line in lines if len(line) > 1])
-            }
-            self._read = version if abs(time.time() - status.st_mtime) > _SETTLED else None
-        return username, self._users[username]
-
-
 @implementer(IAuthenticator)
 class Authenticator:
     """Asks checkers of twisted.cred, one after the other, and believes tokens. Raises ConfigError.
 
-    A username without a passcode is checked as one with an empty passcode: it proves nothing by itself.
+    A username without a passcode is checked as one with an empty passcode: it proves nothing by itself. What blocks is
+    done by *aside*, for one user after the other, however many ask.
     """
 
-    def __init__(self, config: AccessConfig) -> None:
+    def __init__(self, config: AccessConfig, aside: Aside) -> None:
+        self._aside = aside
         self._checkers = [_checker(text) for text in config.auth]
         self._tokens = (
             TokenVerifier(config.jwt_key, config.jwt_audience, config.jwt_issuer)
@@ -109,6 +95,12 @@ class Authenticator:
         trouble: Exception | None = None
         for checker in self._checkers:
             try:
+                if isinstance(checker, PasscodeFile | SystemPasscodes):
+                    if self._aside.outstanding >= MOST:
+                        raise TooManyUsers
+                    if (yield self._aside.call(checker.has, identity.primary, passcode)):
+                        return user
+                    continue
                 yield maybeDeferred(checker.requestAvatarId, _Credentials(identity.primary, passcode))
             except UnauthorizedLogin:
                 pass
@@ -123,7 +115,7 @@ class Authenticator:
         raise Unauthorized(f"wrong name or passcode of user {user!r:.80}")
 
 
-def _checker(text: str) -> ICredentialsChecker:
+def _checker(text: str) -> ICredentialsChecker | PasscodeFile | SystemPasscodes:
     """What a string of strcred describes. The errors do not repeat its arguments, which may be passwords."""
     kind, _, arguments = text.partition(":")
     if kind == "file" and not os.access(arguments, os.R_OK):
@@ -140,5 +132,8 @@ def _checker(text: str) -> ICredentialsChecker:
         # strcred fills it with text, which no credentials are.
         checker.users = {str(name).encode(): str(word).encode() for name, word in checker.users.items()}
     if type(checker) is FilePasswordDB:
-        return _PasswordFile(arguments)
+        return PasscodeFile(arguments)
+    if kind == "unix":
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            return SystemPasscodes()
     return checker

@@ -7,11 +7,13 @@ import os
 from collections.abc import Iterator
 
 from twisted.internet import reactor
+from twisted.internet.interfaces import IReactorFromThreads
 
 from storescp.audit_settings import Transport
 from storescp.config import Config, ConfigError
 from storescp.receiver import authenticator
 from storescp.service import CannotStart, endpoint_of
+from storescp.worker import Aside
 
 
 def mistakes_of(config: Config, warnings: list[str]) -> Iterator[str]:
@@ -29,7 +31,7 @@ def mistakes_of(config: Config, warnings: list[str]) -> Iterator[str]:
         if importlib.util.find_spec("prometheus_client") is None:
             yield "http: expected the packages that pip install 'storescp[web]' brings, got none"
     try:
-        authenticator(config)
+        authenticator(config, Aside(IReactorFromThreads(reactor)))
     except ConfigError as error:
         yield str(error)
     if config.tls is not None:

@@ -90,6 +90,7 @@ class Receiver:
         self._ledger: Ledger | None = None
         self._reporter: Reporter | None = None
         self._audit: Audit | None = None
+        self._users = Aside(reactor)  # never ended: nobody wants to know any more when the rest has
         self._ending: Ending | None = None
 
     @property
@@ -131,7 +132,7 @@ class Receiver:
         if worker is not None:
             self.factory.association_ids = association_ids(worker)
         try:
-            self.factory.authenticator = authenticator(config)
+            self.factory.authenticator = authenticator(config, self._users)
         except ConfigError as error:
             raise CannotOpen(str(error)) from None
         self._archive = archive = ServerArchive(config, worker)
@@ -164,7 +165,7 @@ class Receiver:
         Of the associations that are there, each keeps what it was admitted under. Raises ConfigError, and changes
         nothing then.
         """
-        users = authenticator(config)
+        users = authenticator(config, self._users)
         self.config = config
         policy = _policy(config)
         self.factory.use(policy, _limits(config), _access(config, policy), users)
@@ -263,9 +264,9 @@ class Receiver:
             )
 
 
-def authenticator(config: Config) -> Authenticator | None:
-    """What checks users, if anything does. Raises ConfigError."""
-    return Authenticator(config.access) if config.access.checks_users else None
+def authenticator(config: Config, aside: Aside) -> Authenticator | None:
+    """What checks users, if anything does, by *aside* where that blocks. Raises ConfigError."""
+    return Authenticator(config.access, aside) if config.access.checks_users else None
 
 
 def _policy(config: Config) -> Policy:

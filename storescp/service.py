@@ -47,7 +47,7 @@ from storescp.space import INTERVAL
 from storescp.supervisor import Supervisor
 from storescp.systemd import Systemd
 from storescp.tls_settings import TLSSettings, beneath, is_secure
-from storescp.worker import Periodic
+from storescp.worker import Aside, Periodic
 
 if TYPE_CHECKING:
     from storescp.audit import Audit
@@ -220,7 +220,9 @@ class StoreSCPService(Service):
             config = reading.config if reading is not None else self.config
             tls = self._read_credentials(config.tls) if config.tls is not None else None
             if isinstance(self._crew, Supervisor):
-                authenticator(config)  # what the workers will make, and might not be able to
+                authenticator(
+                    config, Aside(self._reactor)
+                )  # what the workers will make, and might not be able to
                 self._crew.configure(config, tls.credentials if tls is not None else None)
             else:
                 self._crew.use(config)

@@ -257,16 +257,20 @@ class Aside:
     """A thread that calls functions one after the other. There is none until one is called."""
 
     def __init__(self, reactor: IReactorFromThreads) -> None:
+        self.outstanding = 0
+        """Calls that have not come back."""
         self._reactor = reactor
         self._background: Background[tuple[Deferred[Any], Callable[[], object]]] | None = None
-        self._outstanding = 0
         self._drained: list[Deferred[None]] = []
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Deferred[T]:
-        """What *function* returns, or raises. To be called on the reactor's thread, on which it fires."""
+        """What *function* returns, or raises. To be called on the reactor's thread, on which it fires.
+
+        If that is cancelled before its turn has come, the function is not called.
+        """
         if self._background is None:
             self._background = Background(self._run)
-        self._outstanding += 1
+        self.outstanding += 1
         deferred: Deferred[T] = Deferred()
         self._background.put((deferred, partial(function, *args, **kwargs)))
         return deferred
@@ -274,7 +278,7 @@ class Aside:
     @inlineCallbacks
     def stop(self) -> Generator[Deferred[None], object, None]:
         """End the thread when all has fired that was called."""
-        while self._outstanding:
+        while self.outstanding:
             deferred: Deferred[None] = Deferred()
             self._drained.append(deferred)
             yield deferred
@@ -284,15 +288,18 @@ class Aside:
 
     def _run(self, jobs: list[tuple[Deferred[Any], Callable[[], object]]]) -> None:
         for deferred, function in jobs:
+            if deferred.called:  # it was cancelled
+                self._reactor.callFromThread(self._done, deferred.callback, None)
+                continue
             try:
                 self._reactor.callFromThread(self._done, deferred.callback, function())
             except Exception:  # noqa: BLE001 - whatever it is becomes the result
                 self._reactor.callFromThread(self._done, deferred.errback, Failure())
 
     def _done(self, fire: Callable[[Any], None], result: object) -> None:
-        self._outstanding -= 1
+        self.outstanding -= 1
         fire(result)
-        if not self._outstanding:
+        if not self.outstanding:
             drained, self._drained = self._drained, []
             for deferred in drained:
                 deferred.callback(None)

@@ -7,7 +7,9 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -16,13 +18,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import capturedLogs, eventAsText
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from storescp.access import Access, Caller, Callers
-from storescp.authentication import Authenticator
+from storescp.authentication import MOST, Authenticator
 from storescp.config import load
 from storescp.config_access import AccessConfig
 from storescp.config_file import ConfigError
@@ -30,7 +32,8 @@ from storescp.connections import GRACE
 from storescp.interfaces import IAuthenticator, Unauthorized
 from storescp.pdu import AAbort, AAssociateAC, AAssociateRJ, AAssociateRQ, UserIdentity
 from storescp.tokens import InvalidToken, TokenVerifier
-from tests.conversation import Conversation, World, a_associate_rq, p_data
+from storescp.worker import Aside
+from tests.conversation import Conversation, MemoryReactor, World, a_associate_rq, p_data
 
 SECRET = b"an opaque secret of the test suite"
 REJECTED, UNCHECKED, FULL = AAssociateRJ(1, 2, 1), AAssociateRJ(2, 2, 1), AAssociateRJ(2, 3, 2)
@@ -50,8 +53,18 @@ class IdentityTests(SynchronousTestCase):
         self.assertNotIn("sesame", repr(request))
 
 
+class AtOnce(Aside):
+    """Calls functions at once: nothing here blocks."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryReactor())
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
+        return maybeDeferred(function, *args, **kwargs)
+
+
 class AuthenticatorTests(SynchronousTestCase):
-    """Authenticator, with Twisted's own checkers."""
+    """Authenticator, with Twisted's own checkers and ours in their place."""
 
     def config(self, **given: str | list[str]) -> AccessConfig:
         return load(None, {name.replace("_", "-"): value for name, value in given.items()}).access
@@ -71,7 +84,9 @@ class AuthenticatorTests(SynchronousTestCase):
         """Any of the checkers may know the user; a name alone is one with an empty passcode."""
         passwords = pathlib.Path(self.mktemp())
         passwords.write_text("bob:sesame\nnobody:\n")
-        authenticator = Authenticator(self.config(auth=["memory:alice:sesame:Zoë:ü", f"file:{passwords}"]))
+        authenticator = Authenticator(
+            self.config(auth=["memory:alice:sesame:Zoë:ü", f"file:{passwords}"]), AtOnce()
+        )
         for proof, expected in (
             (identity(2, "alice", "sesame"), "alice"),
             (identity(2, "bob", "sesame"), "bob"),
@@ -102,7 +117,7 @@ class AuthenticatorTests(SynchronousTestCase):
             os.utime(passwords, (written, written))
 
         write("bob:sesame\n", 100.0)
-        authenticator = Authenticator(self.config(auth=f"file:{passwords}"))
+        authenticator = Authenticator(self.config(auth=f"file:{passwords}"), AtOnce())
         first, second = identity(2, "bob", "sesame"), identity(2, "bob", "simsim")
         same = passwords.stat()
         self.assertEqual(self.verdict(authenticator, first), "bob")
@@ -122,17 +137,29 @@ class AuthenticatorTests(SynchronousTestCase):
 
     def test_trouble(self) -> None:
         """A checker that fails does not hide one that knows the user; else its failure is no verdict."""
-        authenticator = Authenticator(self.config(auth="memory:alice:sesame"))
+        authenticator = Authenticator(self.config(auth="memory:alice:sesame"), AtOnce())
         broken = Checker()
         broken.answers = [OSError("sesame"), OSError("no")]
         authenticator._checkers.insert(0, broken)
         self.assertEqual(self.verdict(authenticator, identity(2, "alice", "sesame")), "alice")
         self.assertEqual(self.verdict(authenticator, identity(2, "alice", "x")), "OSError: no")
 
+    def test_too_many(self) -> None:
+        """Of those that block no more than so many may wait; another checker may know the user all the same."""
+        passwords = pathlib.Path(self.mktemp())
+        passwords.write_text("bob:sesame\n")
+        aside = AtOnce()
+        authenticator = Authenticator(self.config(auth=[f"file:{passwords}", "memory:alice:sesame"]), aside)
+        aside.outstanding = MOST - 1
+        self.assertEqual(self.verdict(authenticator, identity(2, "bob", "sesame")), "bob")
+        aside.outstanding = MOST
+        self.assertEqual(self.verdict(authenticator, identity(2, "bob", "sesame")), "TooManyUsers: ")
+        self.assertEqual(self.verdict(authenticator, identity(2, "alice", "sesame")), "alice")
+
     def test_mistakes(self) -> None:
         """What no checker can be made of is one line, without the arguments, which may be passwords."""
         for text in ("nothing:sesame", "memory:sesame", "file:/nowhere/at/all"):
-            error = str(self.assertRaises(ConfigError, Authenticator, self.config(auth=text)))
+            error = str(self.assertRaises(ConfigError, Authenticator, self.config(auth=text), AtOnce()))
             self.assertTrue(error.startswith("auth: expected "), error)
             self.assertNotIn("sesame", error)
             self.assertEqual(len(error.splitlines()), 1)
@@ -141,7 +168,7 @@ class AuthenticatorTests(SynchronousTestCase):
         """The primary field has the token; without checkers passcodes are not taken."""
         key = pathlib.Path(self.mktemp())
         key.write_bytes(SECRET)
-        authenticator = Authenticator(self.config(jwt_key=str(key)))
+        authenticator = Authenticator(self.config(jwt_key=str(key)), AtOnce())
         token = jwt.encode({"sub": "alice", "exp": time.time() + 60}, SECRET, "HS256")
         self.assertEqual(self.verdict(authenticator, identity(5, token)), "alice")
         self.assertEqual(self.verdict(authenticator, identity(5, "sesame")), "Unauthorized: this is no token")

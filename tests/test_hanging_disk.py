@@ -8,10 +8,12 @@ import signal
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp.pdu import AAssociateAC
+from storescp.pdu import AAssociateAC, AAssociateRJ
+from tests.faults.disks import among_ourselves
 from tests.faults.hanging import FreezableDisk, SilentDirectory
 from tests.raw_scu import ECHO_CONTEXT, RawSCU, echo_command, instance, store, store_command
-from tests.server import Server, eventually, wait_for_exit
+from tests.server import Server, eventually, temporary_directory, wait_for_exit
+from tests.test_system_users import request
 from tests.test_web import HTTP, Scrape, fetch, web_port
 
 GIVEN_UP = "the disk or the index does not answer: the server stops without it; images not acknowledged: 1\n"
@@ -106,3 +108,29 @@ class HangingDiskTests(SynchronousTestCase):
             again = Server(self, "--storage-dir", directory, "--min-free", 0)
             self.assertIn("1.2.1", [path.stem for path in directory.rglob("*.dcm")])
             self.assertEqual(store(again.address, [("1.2.2", instance("1.2.2"))]), [0])
+
+
+class HangingPasscodesTests(SynchronousTestCase):
+    """A file of passcodes whose file system does not answer."""
+
+    def test_users(self) -> None:
+        """Who has to be checked is rejected for now; others are served, and so is the user when it answers again."""
+        among_ourselves()
+        directory = temporary_directory(self)
+        (directory / "passwords").write_text("alice:sesame\n")
+        server = Server(self, "--auth", f"file:{directory}/passwords", "--auth-timeout", 0.5)
+        silence = SilentDirectory(self, directory)
+        with associated(server) as other:
+            for _ in range(2):
+                self.assertEqual(self.ask(server), AAssociateRJ(2, 2, 1))
+                echo(other)
+            silence.end()
+            eventually(lambda: isinstance(self.ask(server), AAssociateAC))
+            other.release()
+        server.wait_for("the user could not be checked within 0.5 s")
+
+    def ask(self, server: Server) -> object:
+        """What the user is told."""
+        with RawSCU(server.address) as scu:
+            scu.send(request("alice", "sesame"))
+            return scu.receive()

@@ -57,6 +57,7 @@ BLOCKING = (
         "exposure",
         "reloading",
         "tokens",
+        "passcodes",
     ),
     *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive"),
     *("commitment_store", "commitment_check"),

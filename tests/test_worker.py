@@ -8,12 +8,12 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorFromThreads, IReactorTime
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from storescp.worker import PATIENCE, Background, Periodic, Worker
+from storescp.worker import PATIENCE, Aside, Background, Periodic, Worker
 from tests.conversation import MemoryReactor
 
 
@@ -321,3 +321,21 @@ class PeriodicTests(SynchronousTestCase):
         go_on.set()
         periodic.stop()
         self.assertFalse(periodic._thread.is_alive())
+
+
+class AsideTests(TestCase):
+    """A thread that is asked."""
+
+    async def test_cancelled(self) -> None:
+        """What was cancelled before its turn is not called; the others are, and the end waits for none too many."""
+        aside = Aside(IReactorFromThreads(reactor))
+        go_on = threading.Event()
+        first = aside.call(go_on.wait, 30)
+        second = aside.call(lambda: self.fail("called"))
+        third = aside.call(lambda: 3)
+        second.cancel()
+        self.failureResultOf(second, CancelledError)
+        go_on.set()
+        self.assertTrue(await first)
+        self.assertEqual(await third, 3)
+        await aside.stop()
