@@ -75,7 +75,7 @@ class CommitmentStore:
 
     @property
     def exists(self) -> bool:
-        """Whether anything has ever been asked for."""
+        """Whether anything has ever been asked for. Blocks, as all here does."""
         return os.path.exists(self._path)
 
     def take(
@@ -153,14 +153,18 @@ class CommitmentStore:
             )
 
     def free(self, holder: int, now: float) -> None:
-        """The process with the ID *holder* is no more: what it held is due."""
+        """The process with the ID *holder* is no more: what it held is due. Makes no database."""
+        if not self.exists:
+            return
         with self._transaction() as connection:
             connection.execute(
                 "UPDATE transactions SET holder = NULL, due_at = ? WHERE holder = ?", (now, holder)
             )
 
     def hasten(self, now: float) -> None:
-        """What nobody is at is due."""
+        """What nobody is at is due. Makes no database."""
+        if not self.exists:
+            return
         with self._transaction() as connection:
             connection.execute("UPDATE transactions SET due_at = ? WHERE holder IS NULL", (now,))
 

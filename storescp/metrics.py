@@ -7,6 +7,7 @@ they are written down is the business of :mod:`storescp.exposition`.
 from __future__ import annotations
 
 import enum
+import functools
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterable, Iterator
@@ -109,8 +110,14 @@ def _duration(duration: Duration) -> Source:
     return lambda snapshot: (Sample(snapshot.measurements.durations(duration)),)
 
 
+@functools.cache
+def _version(package: str) -> str:
+    """From the files of the package, which are not to be read for each scrape."""
+    return importlib.metadata.version(package)
+
+
 def _build(snapshot: Snapshot) -> Iterator[Sample]:
-    versions = map(importlib.metadata.version, ("twisted", "pydicom"))
+    versions = map(_version, ("twisted", "pydicom"))
     yield Sample(1, (__version__, platform.python_version(), *versions))
 
 

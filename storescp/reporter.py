@@ -101,16 +101,14 @@ class Reporter:
     def freed(self, holder: int) -> None:
         """The process with this ID is no more."""
         ledger = self._ledger
-        if ledger.store.exists:
-            freed = ledger.call(ledger.store.free, holder, ledger.wall_clock())
-            freed.addErrback(ledger.failed).addCallback(lambda _: self.look())
+        freed = ledger.call(ledger.store.free, holder, ledger.wall_clock())
+        freed.addErrback(ledger.failed).addCallback(lambda _: self.look())
 
     def hasten(self) -> None:
         """There may be other addresses: try everything again now."""
         ledger = self._ledger
-        if ledger.store.exists:
-            hastened = ledger.call(ledger.store.hasten, ledger.wall_clock())
-            hastened.addErrback(ledger.failed).addCallback(lambda _: self.look())
+        hastened = ledger.call(ledger.store.hasten, ledger.wall_clock())
+        hastened.addErrback(ledger.failed).addCallback(lambda _: self.look())
 
     @inlineCallbacks
     def stop(self, timeout: float) -> Generator[Deferred[Any], Any, None]:
@@ -138,7 +136,7 @@ class Reporter:
     def _take_up(self) -> Generator[Deferred[Any], Any, float | None]:
         """Have all reported that is due, as far as there is room; when to look again, at the latest."""
         ledger, store = self._ledger, self._ledger.store
-        if not store.exists:
+        if not (yield ledger.call(lambda: store.exists)):
             return None
         now = ledger.wall_clock()
         expired: list[Owed] = yield ledger.call(store.expire, now - ledger.settings.keep)

@@ -197,6 +197,8 @@ class Supervisor:
         self._set_accepting()
         self._close_left()
         timeout = self.config.stop_timeout
+        seconds = timeout + PATIENCE + KILL_AFTER
+        deadline = self._reactor.seconds() + seconds + END_AFTER
         reporting: Deferred[None] = (
             self._reporter.stop(timeout) if self._reporter is not None else succeed(None)
         )
@@ -206,14 +208,14 @@ class Supervisor:
             worker.stop()
         self._check_stopped()
         ended = self._stopped.addCallback(lambda _: reporting)
-        self._ending = Ending(self._reactor, ended, timeout + PATIENCE + KILL_AFTER)
+        self._ending = Ending(self._reactor, ended, seconds)
         yield self._ending.over
-        patience = PATIENCE
         if self._ending.in_vain:
-            patience = END_AFTER
             for worker in self._workers:
                 worker.kill()
-        self._ending = Ending(self._reactor, self._close(), patience)
+        self._ending = Ending(
+            self._reactor, self._close(), max(END_AFTER, deadline - self._reactor.seconds())
+        )
         yield self._ending.over
         if self._ending.in_vain:
             self.has_given_up = True
