@@ -32,7 +32,7 @@ class LogFormat(enum.Enum):
 
 #: Areas of the log, and the modules whose events belong there; of other modules of ours they belong to "server".
 AREAS: Final = {
-    "server": ("service", "supervisor", "worker_process", "child", "receiver", "tap"),
+    "server": ("service", "supervisor", "door", "worker_process", "child", "receiver", "tap"),
     "association": ("connections", "protocol"),
     "dimse": ("scp",),
     "storage": ("store",),

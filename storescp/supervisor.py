@@ -1,19 +1,15 @@
-"""Several processes behind one port: the parent, which accepts connections and hands each to a worker.
+"""Several processes behind one port: the parent, which has a worker for each of them.
 
-What belongs here: who gets which connection, and what becomes of workers that end. A listening socket that all
-of them share would be taken unevenly, and one for each (SO_REUSEPORT) would lose with a worker the connections
-that wait for it. The parent reads no byte of an association. The archive it only recovers and locks.
+What belongs here: workers from their start to their end, and what they have in common. Which of them gets a connection
+is the business of :mod:`storescp.door`. The archive the parent only recovers and locks.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import pickle
 import socket
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
 from typing import IO, Any
 
 from twisted.internet.base import ReactorBase
@@ -25,23 +21,15 @@ from storescp.archive import CannotOpen, ServerArchive
 from storescp.commitment_ledger import Ledger
 from storescp.commitment_store import REPORTER
 from storescp.config import Config
+from storescp.door import Door
 from storescp.ending import PATIENCE, Ending
-from storescp.limits import plain
-from storescp.logs import Repeated
 from storescp.measurements import Measurements
-from storescp.reader import Reader
 from storescp.receiver import close, give_up, report, start_reporter
 from storescp.reporter import ClientTLS, Reporter
-from storescp.shared import SharedAdmission, SharedCounts
+from storescp.shared import SharedCounts
 from storescp.statistics import Load, Statistics
 from storescp.worker import Aside
 from storescp.worker_process import ORDERLY, Accepted, WorkerProcess
-
-#: Connections that are accepted in one turn, from each port.
-ACCEPTS = 64
-
-#: Seconds without accepting when the system had no room for a connection.
-PAUSE = 1.0
 
 #: A worker that lived for so many seconds is replaced at once; one that did not, later and later, up to a limit.
 STEADY = 10.0
@@ -76,9 +64,6 @@ class Supervisor:
         self.measurements: Measurements | None = self._counts.measurements
         self.restarts = 0
         """Workers that have ended, and others that were to replace them."""
-        self._admission = SharedAdmission(self._counts, config.max_per_address, config.max_rate)
-        self._statistics = Statistics()
-        self._repeated = Repeated(reactor)
         self._configuration = _in_memory("storescp-config", config)
         self._workers = [
             WorkerProcess(
@@ -87,16 +72,13 @@ class Supervisor:
                 slot,
                 relay=relay,
                 ready=self._ready,
-                counted=lambda _: make_room(self._workers, self.config.max_pending),
+                counted=lambda _: self._door.make_room(),
                 ended=self._ended,
                 owed=self._look,
             )
             for number, slot in enumerate(self._counts.slots)
         ]
-        self._left: deque[Accepted] = deque()  # connections whose worker died before it took them
-        self._listeners: list[Reader] = []
-        self._credentials: IO[bytes] | None = None
-        self._pause: IDelayedCall | None = None
+        self._door = Door(reactor, self._workers, self._counts, config)
         self._early_ends = dict.fromkeys(self._workers, 0)
         self._replacements: dict[WorkerProcess, IDelayedCall] = {}
         self.has_given_up = False
@@ -109,8 +91,8 @@ class Supervisor:
     def statistics(self) -> Statistics:
         """Of all workers, those that have died too, and our own of what no worker was given."""
         total = self._counts.total()
-        total.connections += self._statistics.connections
-        total.refused += self._statistics.refused
+        total.connections += self._door.statistics.connections
+        total.refused += self._door.statistics.refused
         return total
 
     @property
@@ -155,15 +137,14 @@ class Supervisor:
             raise
         for worker in self._workers:
             worker.watch()
-        self._listeners = [
-            Reader(self._reactor, listener, partial(self._accept, listener, secure))
-            for listener, secure in listeners
-        ]
-        self._set_accepting()
+        self._door.open(listeners)
 
     def use(self, credentials: object) -> None:
         """Have the workers speak TLS with *credentials*, from the next connection on. Raises OSError."""
-        before, self._credentials = self._credentials, _in_memory("storescp-credentials", credentials)
+        before, self._door.credentials = (
+            self._door.credentials,
+            _in_memory("storescp-credentials", credentials),
+        )
         if before is not None:
             before.close()
 
@@ -181,21 +162,19 @@ class Supervisor:
             raise
         self._configuration.close()
         self.config, self._configuration = config, new
-        self._admission.limit(config.max_per_address, config.max_rate)
         if self._ledger is not None:
             self._ledger.use(config)
         if self._reporter is not None:
             self._reporter.hasten()
         for worker in self._workers:
             worker.configure(self._configuration)
-        make_room(self._workers, config.max_pending)
+        self._door.use(config)
 
     @inlineCallbacks
     def stop(self) -> Generator[Deferred[Any], object, None]:
         """Have the workers stop in good order, and close the archive when they have ended: within some time."""
         self._stopping = True
-        self._set_accepting()
-        self._close_left()
+        self._door.close()
         timeout = self.config.stop_timeout
         seconds = timeout + PATIENCE + KILL_AFTER
         deadline = self._reactor.seconds() + seconds + END_AFTER
@@ -239,68 +218,6 @@ class Supervisor:
             stalled = max((load.stalled for load in self.loads.values()), default=0.0)
             self._ending.hasten(stalled, KILL_AFTER)
 
-    # -- connections --
-
-    def _set_accepting(self) -> None:
-        """Accept as long as somebody can take connections: others wait with the kernel."""
-        for listener in self._listeners:
-            if not self._stopping and self._pause is None and any(w.is_ready for w in self._workers):
-                listener.start()
-            else:
-                listener.stop()
-
-    def _accept(self, listener: socket.socket, secure: bool) -> None:
-        for _ in range(ACCEPTS):
-            try:
-                connection, address = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in (errno.ECONNABORTED, errno.EPERM):
-                    continue  # the peer's doing, or the firewall's
-                self.log.error("cannot accept a connection: {error}", error=error)
-                self._pause = self._reactor.callLater(PAUSE, self._resume)
-                self._set_accepting()
-                return
-            # Not the name of a local socket, which is a text or bytes.
-            host = plain(address[0]) if isinstance(address, tuple) else ""
-            if not self._admit(Accepted(connection, secure, host)):
-                connection.close()
-
-    def _admit(self, accepted: Accepted) -> bool:
-        """Whether it may come in, and somebody takes it."""
-        host = accepted.host
-        refusal = self._admission.admit(host, self._reactor.seconds())
-        if refusal:
-            self._statistics.connections += 1
-            self._statistics.refused += 1
-            self._repeated.warn(f"refused {host}", self.log, "{host} refused: {why}", host=host, why=refusal)
-            return False
-        if not self._hand_over(accepted):
-            self.log.error("no worker takes a connection: it is closed")
-            return False
-        return True
-
-    def _resume(self) -> None:
-        self._pause = None
-        self._set_accepting()
-
-    def _hand_over(self, accepted: Accepted) -> bool:
-        number = self._admission.number(accepted.host)
-        text = f"{number} {accepted.host}" if number else ""
-        worker = hand_over(accepted, self._workers, self.config.max_pending, self._credentials, text)
-        if worker is not None:
-            self._admission.given(worker.number, number)
-        return worker is not None
-
-    def _hand_over_left(self) -> None:
-        while self._left and self._hand_over(self._left[0]):
-            self._left.popleft()
-
-    def _close_left(self) -> None:
-        while self._left:
-            self._left.popleft().connection.close()
-
     # -- processes --
 
     def _spawn(self, worker: WorkerProcess) -> None:
@@ -334,23 +251,18 @@ class Supervisor:
 
     def _ready(self, worker: WorkerProcess) -> None:
         self.log.warn("worker {number} is ready again", number=worker.number)
-        self._hand_over_left()
-        self._set_accepting()
+        self._door.look()
 
     def _ended(self, worker: WorkerProcess, how: str, left: list[Accepted]) -> None:
-        self._admission.ended(worker.number)
+        self._door.ended(worker, left)
         if self._reporter is not None:
             self._reporter.freed(worker.pid)  # by its ID: the next one in its place may have begun already
-        self._left += left
         if self._stopping:
-            self._close_left()
             if how != ORDERLY:
                 self.has_given_up = True
                 self.log.error("worker {number} {how}", number=worker.number, how=how)
             self._check_stopped()
             return
-        self._hand_over_left()
-        self._set_accepting()
         self.log.error(
             "worker {number} {how}, and its associations with it; another one starts in {delay:g} s",
             number=worker.number,
@@ -372,11 +284,8 @@ class Supervisor:
         yield self._stopped
         if self._ledger is not None:
             yield self._ledger.stop()
-        if self._pause is not None:
-            self._pause.cancel()
-        if self._credentials is not None:
-            self._credentials.close()
-        self._repeated.stop()
+        if self._door.credentials is not None:
+            self._door.credentials.close()
         self._configuration.close()
         os.close(self._counts.descriptor)
         if self._archive is not None:
@@ -390,28 +299,3 @@ def _in_memory(name: str, value: object) -> IO[bytes]:
     file = os.fdopen(os.memfd_create(name), "wb", buffering=0)
     file.write(pickle.dumps(value))
     return file
-
-
-def hand_over(
-    accepted: Accepted,
-    workers: Sequence[WorkerProcess],
-    max_pending: int,
-    credentials: IO[bytes] | None = None,
-    text: str = "",
-) -> WorkerProcess | None:
-    """Give a connection, and *text*, to the least busy of *workers* that takes it, and return that; None if none does.
-
-    *credentials* are those for TLS. If *max_pending* connections of all have no association, there is one less before.
-    """
-    make_room(workers, max_pending - 1)
-    ready = (worker for worker in workers if worker.is_ready)
-    by_load = sorted(ready, key=lambda worker: worker.load)
-    return next((worker for worker in by_load if worker.take(accepted, credentials, text)), None)
-
-
-def make_room(workers: Sequence[WorkerProcess], most: int) -> None:
-    """Have no more than *most* connections without an association: who has the most of them drops its oldest."""
-    ready = [worker for worker in workers if worker.is_ready]
-    while sum(worker.waiting for worker in ready) > most:
-        if not max(ready, key=lambda worker: worker.waiting).drop_oldest():
-            break

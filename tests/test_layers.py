@@ -90,7 +90,7 @@ ADAPTERS = (
     *("tls_context", "tls"),
     *("commitment_ledger", "commitment", "requestor", "reporter"),
 )
-WORKERS = ("child", "worker_process", "supervisor")
+WORKERS = ("child", "worker_process", "door", "supervisor")
 # From the bottom to the top: a module imports from its own layer and from those below.
 LAYERS = (
     *(("__init__",), PURE, BLOCKING, ADAPTERS),

@@ -14,8 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from storescp.archive import CannotOpen
 from storescp.channel import Channel, Kind
+from storescp.door import hand_over, make_room
 from storescp.shared import SharedCounts
-from storescp.supervisor import hand_over, make_room
 from storescp.worker_process import Accepted, WorkerProcess
 
 
