@@ -18,12 +18,10 @@ _BOM: Final = b"\xef\xbb\xbf"  # RFC 5424 §6.4: UTF-8 follows
 _unprintable = re.compile(r"[^!-~]")
 
 
-def syslog_message(
-    content: bytes, when: datetime.datetime, host: str, process: str, application: str = "storescp"
-) -> bytes:
+def syslog_message(content: bytes, when: datetime.datetime, host: str, process: str) -> bytes:
     """RFC 5424 §6: a header, no structured data, and *content* in UTF-8."""
     time = when.isoformat(timespec="milliseconds")
-    header = f"<{PRIORITY}>1 {time} {_name(host, 255)} {_name(application, 48)} {_name(process, 128)} {MESSAGE_ID} - "
+    header = f"<{PRIORITY}>1 {time} {_name(host, 255)} storescp {_name(process, 128)} {MESSAGE_ID} - "
     return header.encode("ascii") + _BOM + content
 
 
