@@ -12,9 +12,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-#: Seconds beyond the timeout of the stop for what was received to be written, and the archive to be closed; and seconds
-#: without an answer after which a second signal ends that, but for a moment in which peers learn of it.
+#: Seconds beyond the timeout of the stop for what was received to be written, and the archive to be closed.
 PATIENCE: Final = 15.0
+
+#: Seconds without an answer after which a second signal ends that, but for a moment in which peers learn of their end.
+STANDSTILL: Final = 5.0
 MOMENT: Final = 1.5
 
 
@@ -29,8 +31,8 @@ class Ending:
         stopped.addBoth(self._stopped)
 
     def hasten(self, stalled: float, seconds: float = 0.0) -> None:
-        """Wait for a disk that has not answered for *stalled* seconds until it is PATIENCE; and *seconds* more."""
-        seconds += max(PATIENCE - stalled, MOMENT)
+        """Give up at once a disk that has not answered for *stalled* seconds, if that is long; and *seconds* later."""
+        seconds += MOMENT if stalled >= STANDSTILL else PATIENCE
         if self._deadline.active() and self._deadline.getTime() - self._clock.seconds() > seconds:
             self._deadline.reset(seconds)
 

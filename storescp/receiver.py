@@ -92,6 +92,7 @@ class Receiver:
         self._audit: Audit | None = None
         self._users = Aside(reactor)  # never ended: nobody wants to know any more when the rest has
         self._ending: Ending | None = None
+        self._closing_since: float | None = None
 
     @property
     def associations(self) -> int:
@@ -200,6 +201,7 @@ class Receiver:
             yield self._store.worker.drained()
             self._store.worker.stop()
         closing = Aside(self._reactor)
+        self._closing_since = self._reactor.seconds()
         yield closing.call(self._close)
         yield closing.stop()
 
@@ -219,8 +221,10 @@ class Receiver:
         self.factory.abort_all()
         if self._reporter is not None:
             self._reporter.hurry()
-        if self._ending is not None:
-            self._ending.hasten(self._store.worker.stalled if self._store is not None else 0.0)
+        if self._ending is not None and self._store is not None:
+            since = self._closing_since
+            stalled = self._store.worker.stalled if since is None else self._reactor.seconds() - since
+            self._ending.hasten(stalled)
 
     def _look(self) -> None:
         if self._reporter is not None:

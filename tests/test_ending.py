@@ -6,7 +6,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from storescp.ending import MOMENT, PATIENCE, Ending
+from storescp.ending import MOMENT, PATIENCE, STANDSTILL, Ending
 
 
 class EndingTests(SynchronousTestCase):
@@ -43,10 +43,10 @@ class EndingTests(SynchronousTestCase):
         self.assertFalse(self.ending.in_vain)
 
     def test_hasten(self) -> None:
-        """In a hurry a disk has what is left of its patience, those that wait for it a moment, and never more."""
+        """In a hurry a disk that stands still has a moment, any other as long as without, and none more than before."""
         for passed, stalled, seconds, expected in (
             (0.0, 0.0, 0.0, PATIENCE),
-            (0.0, 4.0, 0.0, PATIENCE - 4),
+            (0.0, STANDSTILL - 0.1, 0.0, PATIENCE),
             (0.0, 1e3, 0.0, MOMENT),
             (0.0, 1e3, 5.0, MOMENT + 5),
             (59.0, 0.0, 0.0, 1.0),

@@ -60,12 +60,21 @@ class HangingDiskTests(SynchronousTestCase):
         self.directories = [self.silent.storage, *directories]
         for server in (self.silent, self.frozen, self.workers):
             self.assertEqual(store(server.address, [("1.2.1", instance("1.2.1"))]), [0])
-        self.silence = SilentDirectory(self, self.silent.storage)
+        # The study, by way of the directory that the server has open; then, for who looks from outside, everything.
+        self.silence = [
+            SilentDirectory(self, directory)
+            for directory in (self.silent.storage / "1.2.3", self.silent.storage)
+        ]
         self.disk.freeze()
 
     def tearDown(self) -> None:
         self.disk.thaw()
-        self.silence.end()
+        self.answer()
+
+    def answer(self) -> None:
+        """The silent directory has its files again."""
+        for silence in reversed(self.silence):
+            silence.end()
 
     def test_hang(self) -> None:
         """Others are served meanwhile, and whoever asks learns what is wrong. SIGTERM ends each server within some
@@ -106,7 +115,7 @@ class HangingDiskTests(SynchronousTestCase):
         for scu in stuck:
             scu.socket.close()
 
-        self.silence.end()
+        self.answer()
         for directory in self.directories:
             again = Server(self, "--storage-dir", directory, "--min-free", 0)
             self.assertIn("1.2.1", [path.stem for path in directory.rglob("*.dcm")])
