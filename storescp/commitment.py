@@ -26,6 +26,7 @@ from storescp.commitment_data import (
 )
 from storescp.commitment_ledger import Encoded, Ledger
 from storescp.commitment_store import CommitmentsUnavailable, Owed, Taken
+from storescp.counting import Count
 from storescp.dimse import Command, encode_command
 from storescp.interfaces import IService
 from storescp.logs import AssociationLogger
@@ -159,9 +160,9 @@ class CommitmentSCP:
         if owed is None:
             return
         self.log.info(
-            "storage commitment: {calling} asks for {count} instances, transaction {uid}",
+            "storage commitment: {calling} asks for {count:instance}, transaction {uid}",
             calling=owed.calling_ae_title,
-            count=len(owed.request.references),
+            count=Count(len(owed.request.references)),
             uid=owed.request.transaction_uid,
         )
         if self._ended:

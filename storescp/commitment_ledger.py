@@ -21,6 +21,7 @@ from storescp.commitment_check import Judge
 from storescp.commitment_data import Report, decode_request, encode_report
 from storescp.commitment_store import NAME, CommitmentStore, CommitmentsUnavailable, Owed, Taken
 from storescp.config import Config, Sync
+from storescp.counting import Count
 from storescp.index import Index, IndexUnavailable
 from storescp.storage_directory import PRIVATE_DIRECTORY
 from storescp.worker import Aside
@@ -111,11 +112,11 @@ class Ledger:
     def confirmed(self, owed: Owed, report: Report, how: str, log: Logger | None = None) -> Deferred[None]:
         """The requester has the report, which *log* is told, by default ours."""
         (log or self.log).info(
-            "storage commitment: reported to {calling} {how}: {committed} of {count} instances committed{failed}",
+            "storage commitment: reported to {calling} {how}: {committed} of {count:instance} committed{failed}",
             calling=owed.calling_ae_title,
             how=how,
             committed=len(report.committed),
-            count=len(owed.request.references),
+            count=Count(len(owed.request.references)),
             failed=f", {report.reasons}" if report.failed else "",
         )
         return self.call(self.store.settle, owed.id).addErrback(self.failed)

@@ -15,6 +15,7 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from storescp.access import Access, Caller, Callers, Refused
+from storescp.counting import Count
 from storescp.interfaces import IAssociationUser, IAuthenticator
 from storescp.limits import Admission, InFlight, Limits
 from storescp.logs import Repeated, association_ids
@@ -117,9 +118,9 @@ class Connections(Factory, Generic[P]):
         elif self.occupancy.begin(_counted(caller), caller.max_assoc):
             return None
         elif self.occupancy.is_full:
-            why = f"max-assoc allows {self.limits.max_assoc} associations"
+            why = f"max-assoc allows {Count(self.limits.max_assoc):association}"
         else:
-            why = f"callers.{caller.name} allows {caller.max_assoc} associations"
+            why = f"callers.{caller.name} allows {Count(caller.max_assoc):association}"
         return Refused(
             LOCAL_LIMIT_EXCEEDED, f"{REJECT_REASONS[LOCAL_LIMIT_EXCEEDED]}: {why}", "rejected_full"
         )
@@ -194,10 +195,10 @@ class Connections(Factory, Generic[P]):
             self.repeated.warn(
                 "dropped",
                 self.log,
-                "{address} dropped: more than {most} connections without an association",
+                "{address} dropped: more than {most:connection} without an association",
                 association=oldest.association_id,
                 address=oldest.address,
-                most=self.limits.max_pending,
+                most=Count(self.limits.max_pending),
             )
             oldest.abort("too many connections without an association")
 

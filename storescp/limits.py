@@ -10,6 +10,8 @@ import ipaddress
 import sys
 from dataclasses import dataclass
 
+from storescp.counting import Count
+
 #: So many seconds' worth of connections an address may bring at once.
 BURST = 5.0
 
@@ -75,9 +77,9 @@ class Admission:
             return ""
         address = network_of(host)
         if self._max_per_address and self.count(address) >= self._max_per_address:
-            return f"more than {self._max_per_address} connections from there"
+            return f"more than {Count(self._max_per_address):connection} from there"
         if self._interval and not self._is_in_time(address, now):
-            return f"more than {1 / self._interval:g} connections a second from there"
+            return f"more connections than {1 / self._interval:g} a second from there"
         self.enter(address)
         return ""
 

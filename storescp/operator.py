@@ -21,6 +21,7 @@ from typing import TypeVar
 from storescp import __version__
 from storescp.commitment_store import CommitmentsUnavailable
 from storescp.config import OPTIONS, Config, ConfigError, load
+from storescp.counting import Count
 from storescp.index import Index, IndexUnavailable
 from storescp.operator_archive import Archive, ArchiveError, Finding, Pass, Workers, look_at
 from storescp.operator_arguments import WrongUsage, number
@@ -123,7 +124,7 @@ def _verify(options: argparse.Namespace) -> int:
             "findings": verification.findings,
             "seconds": seconds,
         },
-        f"{verification.files} files ({size_text(verification.bytes)}), {verification.rows} rows"
+        f"{Count(verification.files):file} ({size_text(verification.bytes)}), {Count(verification.rows):row}"
         f" in {seconds} s: {findings_text(verification.findings)}",
     )
     return 1 if verification.findings else 0
@@ -143,8 +144,9 @@ def _reindex(options: argparse.Namespace) -> int:
             "findings": reindexing.findings,
             "seconds": seconds,
         },
-        f"{reindexing.files} files in {seconds} s: {reindexing.entered} entered, {reindexing.unchanged} unchanged,"
-        f" {reindexing.removed} rows removed; {findings_text(reindexing.findings)}",
+        f"{Count(reindexing.files):file} in {seconds} s: {reindexing.entered} entered,"
+        f" {reindexing.unchanged} unchanged, {Count(reindexing.removed):row} removed;"
+        f" {findings_text(reindexing.findings)}",
     )
     return 1 if reindexing.findings else 0
 

@@ -11,6 +11,7 @@ import os
 
 from storescp.commitment_store import NAME, CommitmentStore
 from storescp.config import OPTIONS, Config, load
+from storescp.counting import Count
 from storescp.operator_archive import look_at
 from storescp.operator_output import print_json, printable, time_text
 from storescp.settings import CONFIG_VARIABLE
@@ -59,13 +60,13 @@ def _commitments(options: argparse.Namespace) -> int:
             continue
         when = "being reported" if due_at is None else f"next attempt {time_text(due_at)}"
         print(
-            f"{printable(owed.calling_ae_title)}: {len(owed.request.references)} instances,"
-            f" requested {time_text(owed.requested_at)}, {owed.attempts} attempts, {when};"
+            f"{printable(owed.calling_ae_title)}: {Count(len(owed.request.references)):instance},"
+            f" requested {time_text(owed.requested_at)}, {Count(owed.attempts):attempt}, {when};"
             f" transaction {owed.request.transaction_uid}"
         )
     summary = {"owed": len(planned)}
     if options.json:
         print_json({"summary": summary})
     else:
-        print(f"{len(planned)} reports are owed")
+        print(f"{Count(len(planned)):report is|reports are} owed")
     return 0

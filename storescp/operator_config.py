@@ -16,6 +16,7 @@ import yaml
 
 from storescp.config import OPTIONS, Config, ConfigError, configured, gathered, judge
 from storescp.config_file import is_null, line
+from storescp.counting import Count
 from storescp.exposure import exposed
 from storescp.option_values import Option, shown
 from storescp.settings import CONFIG_VARIABLE, Setting, Settings, Source, unknown_variables
@@ -112,7 +113,9 @@ def _check(options: argparse.Namespace) -> int:
         for text in warnings:
             print(f"warning: {text}")
         print(
-            f"{len(mistakes)} mistakes, {len(warnings)} warnings" if mistakes or warnings else "no mistakes"
+            f"{Count(len(mistakes)):mistake}, {Count(len(warnings)):warning}"
+            if mistakes or warnings
+            else "no mistakes"
         )
     return 1 if mistakes else 0
 

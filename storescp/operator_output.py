@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 
+from storescp.counting import Count
 from storescp.operator_archive import Finding
 from storescp.space import size_text
 
@@ -30,7 +31,7 @@ class Progress:
         total = max(self._total if total is None else total, done, 1)
         bar = "#" * (30 * done // total)
         seconds = now - self._started
-        text = f"[{bar:<30}] {done} of {total} files, {done / seconds:.0f}/s"
+        text = f"[{bar:<30}] {done} of {Count(total):file}, {done / seconds:.0f}/s"
         if size is not None:
             text += f", {size_text(size / seconds)}/s"
         print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
@@ -92,7 +93,7 @@ def findings_text(findings: Mapping[str, int]) -> str:
     if not findings:
         return "no findings"
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(findings.items()))
-    return f"{sum(findings.values())} findings ({kinds})"
+    return f"{Count(sum(findings.values())):finding} ({kinds})"
 
 
 def time_text(posix_seconds: float) -> str:

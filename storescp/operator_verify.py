@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
+from storescp.counting import Count
 from storescp.index_rows import Row
 from storescp.operator_archive import CHUNK, Archive, Finding, Pass, Workers, chunks, find_rows
 from storescp.stored_file import NotAnInstance, examine_instance
@@ -130,7 +131,7 @@ def check_file(root: str, path: str, row: Row | None, digest: bool) -> Finding |
     try:
         size = os.stat(os.path.join(root, path)).st_size
         if row is not None and size != row.size:
-            return Finding("size", path, f"{size} bytes, {row.size} in the index")
+            return Finding("size", path, f"{Count(size):byte}, {row.size} in the index")
         algorithm = row.digest.partition(":")[0] if digest and row is not None and row.digest else None
         found, missing = examine_instance(root, path, algorithm)
     except (FileNotFoundError, NotADirectoryError):

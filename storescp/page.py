@@ -127,7 +127,7 @@ def _cards(snapshot: Snapshot) -> Tag:
         text = f"{len(snapshot.loads)} of {config.workers}"
         cards.append(("Workers", text, f"{snapshot.restarts:,} had to be replaced"))
     if beyond or statistics.tls_failures:
-        cards.append(("Beyond a limit", f"{beyond:,}", f"{statistics.tls_failures:,} failures of TLS"))
+        cards.append(("Beyond a limit", f"{beyond:,}", f"failures of TLS: {statistics.tls_failures:,}"))
     return tags.div(
         [tags.div(title, tags.b(value), tags.small(text), class_="card") for title, value, text in cards],
         class_="cards",

@@ -26,6 +26,7 @@ from zope.interface import implementer
 from storescp.access import ANYONE, Admitted, Refused
 from storescp.certificates import PeerCertificate
 from storescp.connections import Connections
+from storescp.counting import Count
 from storescp.extended_negotiation import operations_window
 from storescp.flow import Flow
 from storescp.interfaces import IAssociation, IAssociationUser
@@ -284,13 +285,13 @@ class AssociationProtocol(Protocol):
         self._log_accepted(request, answer, user)
 
     def _log_accepted(self, request: AAssociateRQ, answer: AAssociateAC, user: str | None) -> None:
-        text = "association accepted: {calling} at {address} to {called}, {accepted} of {proposed} contexts"
+        text = "association accepted: {calling} at {address} to {called}, {accepted} of {proposed:context}"
         event: LogEvent = {
             "calling": request.calling_ae_title,
             "called": request.called_ae_title,
             "address": self.address,
             "accepted": len(self.contexts),
-            "proposed": len(request.presentation_contexts),
+            "proposed": Count(len(request.presentation_contexts)),
         }
         if user is not None:
             text += ", user {user!r}"

@@ -21,6 +21,7 @@ from storescp.commitment import CommitmentSCP
 from storescp.commitment_ledger import Ledger
 from storescp.commitment_store import CommitmentsUnavailable
 from storescp.config import Config, ConfigError
+from storescp.counting import Count
 from storescp.ending import PATIENCE, Ending
 from storescp.index import IndexUnavailable
 from storescp.limits import Admission, Limits
@@ -335,8 +336,8 @@ def report(log: Logger, archive: ServerArchive) -> None:
     """Log what opening *archive* after a crash has found."""
     if archive.restored:
         log.warn(
-            "recovery: {count} files were not on the disk yet, and were put back from the journal",
-            count=len(archive.restored),
+            "recovery: {count:file was|files were} not on the disk yet, and put back from the journal",
+            count=Count(len(archive.restored)),
         )
     if archive.index_is_behind:
         log.warn(
@@ -345,8 +346,8 @@ def report(log: Logger, archive: ServerArchive) -> None:
     for recovered in archive.recovered:
         if recovered.entered:
             log.warn(
-                "recovery: {count} instances were stored but not in the index, and are now",
-                count=len(recovered.entered),
+                "recovery: {count:instance was|instances were} stored but not in the index: entered now",
+                count=Count(len(recovered.entered)),
             )
         for path in recovered.without_file:
             log.error("recovery: {path} is in the index, but there is no such file", path=path)

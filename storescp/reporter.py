@@ -28,6 +28,7 @@ from storescp.access import Address
 from storescp.commitment import encode_event_report
 from storescp.commitment_ledger import Encoded, Ledger
 from storescp.commitment_store import Owed
+from storescp.counting import Count
 from storescp.dimse import Status
 from storescp.extended_negotiation import RoleSelection, decoded
 from storescp.index import IndexUnavailable
@@ -82,7 +83,7 @@ class Reporter:
         """
         store = self._ledger.store
         if store.exists and (count := store.begin(self._ledger.wall_clock())):
-            self.log.info("storage commitment: {count} reports are owed", count=count)
+            self.log.info("storage commitment: {count:report is|reports are} owed", count=Count(count))
         self._reactor.callWhenRunning(self.look)
 
     def look(self) -> None:
@@ -142,10 +143,10 @@ class Reporter:
         expired: list[Owed] = yield ledger.call(store.expire, now - ledger.settings.keep)
         for owed in expired:
             self.log.error(
-                "storage commitment: given up a report to {calling}, transaction {uid}, after {attempts} attempts",
+                "storage commitment: given up a report to {calling}, transaction {uid}, after {attempts:attempt}",
                 calling=owed.calling_ae_title,
                 uid=owed.request.transaction_uid,
-                attempts=owed.attempts,
+                attempts=Count(owed.attempts),
             )
         room = MOST - sum(map(len, self._queues.values()))
         if room > 0:
@@ -231,12 +232,12 @@ class Reporter:
 
     def _log_failure(self, pair: _Pair, address: Address, why: str, count: int, delay: float) -> None:
         self.log.warn(
-            "storage commitment: cannot report to {calling} at {address}: {why}; {count} reports are owed to it,"
-            " next attempt in {delay:g} s",
+            "storage commitment: cannot report to {calling} at {address}: {why};"
+            " {count:report is|reports are} owed to it, next attempt in {delay:g} s",
             calling=pair[0],
             address=str(address),
             why=why,
-            count=count,
+            count=Count(count),
             delay=delay,
         )
 

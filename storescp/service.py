@@ -37,6 +37,7 @@ from twisted.python.failure import Failure
 from storescp.archive import CannotOpen
 from storescp.banner import banner, farewell
 from storescp.config import Config, ConfigError
+from storescp.counting import Count
 from storescp.log_lines import log_again
 from storescp.log_settings import LogLevel, LogLevels
 from storescp.logs import LineObserver
@@ -245,9 +246,9 @@ class StoreSCPService(Service):
             for line in reading.waiting:
                 self.log.warn("SIGHUP: needs a restart: {line}", line=line)
             self.log.info(
-                "SIGHUP: settings read again: {changed} changed, {waiting} need a restart",
+                "SIGHUP: settings read again: {changed} changed, {waiting:needs|need} a restart",
                 changed=len(reading.changed),
-                waiting=len(reading.waiting),
+                waiting=Count(len(reading.waiting)),
             )
         self._set_log_levels(config.logs.levels)
 
@@ -295,7 +296,7 @@ class StoreSCPService(Service):
         super().stopService()  # type: ignore[no-untyped-call]
         self.readiness.phase = Phase.STOPPING
         self._systemd.stopping()
-        self.log.info("stopping: {count} associations open", count=self._crew.associations)
+        self.log.info("stopping: {count:association} open", count=Count(self._crew.associations))
         ports, self._ports = self._ports, []
         yield gatherResults([maybeDeferred(port.stopListening) for port, _ in ports])
         yield self._crew.stop()
@@ -321,8 +322,8 @@ class StoreSCPService(Service):
         """For systemctl status."""
         statistics = self._crew.statistics
         return (
-            f"{self.readiness.phase.value}: {self._crew.associations} associations,"
-            f" {statistics.instances_stored} instances stored, {statistics.instances_failed} failed"
+            f"{self.readiness.phase.value}: {Count(self._crew.associations):association},"
+            f" {Count(statistics.instances_stored):instance} stored, {statistics.instances_failed} failed"
         )
 
     def take_signals(self) -> None:

@@ -28,6 +28,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from storescp.audit_settings import AuditSettings, Transport
+from storescp.counting import Count
 from storescp.syslog_format import counted
 from storescp.syslog_queue import FIRST_DELAY, LONGEST_DELAY, MessageQueue
 from storescp.syslog_udp import DatagramSyslog
@@ -190,9 +191,9 @@ class StreamSyslog:
         self._queue.repeated.warn(
             "connection",
             self.log,
-            "audit: no connection to {name}, {count} messages wait: {why}",
+            "audit: no connection to {name}, {count:message waits|messages wait}: {why}",
             name=self._queue.name,
-            count=len(self._queue),
+            count=Count(len(self._queue)),
             why=why,
         )
         self._retry = self._reactor.callLater(self._delay, self.start)

@@ -11,6 +11,7 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from storescp.counting import Count
 from storescp.logs import Repeated
 
 #: Bytes of messages that may wait, or be on their way; of messages that peers can cause as often as they like, half.
@@ -42,7 +43,7 @@ class MessageQueue:
     def put(self, message: bytes, *, minor: bool) -> None:
         size = self._size + len(message)
         if size > (MOST // 2 if minor else MOST):
-            self.lose(1, f"{len(self._waiting) + len(self._under_way)} messages wait")
+            self.lose(1, f"{Count(len(self._waiting) + len(self._under_way)):message waits|messages wait}")
         else:
             self._waiting.append(message)
             self._size = size
@@ -87,4 +88,4 @@ class MessageQueue:
             self._waiting.clear()
         self.repeated.stop()
         if self._lost:
-            self.log.error("audit: {count} messages to {name} were lost", count=self._lost, name=self.name)
+            self.log.error("audit: lost {count:message} to {name}", count=Count(self._lost), name=self.name)

@@ -45,9 +45,9 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 STOPPED = re.compile(
-    r"stopped after (?P<uptime>\d+) s: (?P<associations>\d+) associations \((?P<rejected>\d+) rejected,"
-    r" (?P<aborted>\d+) aborted\), (?P<messages>\d+) messages, (?P<stored>\d+) instances stored"
-    r" \((?P<bytes_stored>\d+) bytes\), (?P<failed>\d+) failed, (?P<bytes_received>\d+) bytes received"
+    r"stopped after (?P<uptime>\d+) s: (?P<associations>\d+) associations? \((?P<rejected>\d+) rejected,"
+    r" (?P<aborted>\d+) aborted\), (?P<messages>\d+) messages?, (?P<stored>\d+) instances? stored"
+    r" \((?P<bytes_stored>\d+) bytes?\), (?P<failed>\d+) failed, (?P<bytes_received>\d+) bytes? received"
 )
 
 

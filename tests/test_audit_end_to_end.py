@@ -124,7 +124,7 @@ class TransferTests(_TestCase):
         server = Server(self, "--audit", receiver.url("tcp"))
         self.assertEqual(run("storescu", *server.address, CT).returncode, 0)
         server.stop()
-        self.assertRegex(server.output, r"audit: 4 messages to tcp://localhost:\d+ were lost")
+        self.assertRegex(server.output, r"audit: lost 4 messages to tcp://localhost:\d+\n")
 
 
 class AlertTests(_TestCase):

@@ -279,7 +279,7 @@ class StopTests(SynchronousTestCase):
             scu.send(p_data(EXPLICIT_CONTEXT, False, False, data[:50_000]))
             server.send_signal(signal.SIGTERM)
             self.assertIsNone(silent.receive())  # a connection without an association is not waited for
-            server.wait_for("stopping: 1 associations open")
+            server.wait_for("stopping: 1 association open")
             self.assertRaises(ConnectionRefusedError, RawSCU, server.address)
             scu.send(p_data(EXPLICIT_CONTEXT, False, True, data[50_000:]))
             self.assertEqual(scu.status(), 0)
@@ -324,7 +324,7 @@ class StopTests(SynchronousTestCase):
         with RawSCU(server.address) as scu:
             scu.associate()
             server.send_signal(signal.SIGTERM)
-            server.wait_for("stopping: 1 associations open")
+            server.wait_for("stopping: 1 association open")
             server.send_signal(signal.SIGINT)
             self.assertEqual(scu.receive(), AAbort(0, 0))
             self.assertEqual(server.stopped()["aborted"], 1)

@@ -221,7 +221,7 @@ class ReportTests(_TestCase):
         server = self.start()
         self.assertEqual(self.modality.ask_once(server), 0)
         where = rf"cannot report to CT1 at 127.0.0.1:{self.modality.port}"
-        server.wait_for(f"{where}: cannot connect: Connection refused; 1 reports are owed to it")
+        server.wait_for(f"{where}: cannot connect: Connection refused; 1 report is owed to it")
         stop = self.modality.listen(scp_role=False)
         server.wait_for(f"{where}: it does not accept Storage Commitment")
         stop()
@@ -247,7 +247,7 @@ class ReportTests(_TestCase):
         """What could not be delivered in its time goes, and the log says so."""
         server = self.start("--commitment-keep", "1")
         self.assertEqual(self.modality.ask_once(server), 0)
-        server.wait_for(r"given up a report to CT1, transaction 1\.2\.3, after \d+ attempts")
+        server.wait_for(r"given up a report to CT1, transaction 1\.2\.3, after \d+ attempts?")
         server.stop()
         self.assertNotIn("are owed\n", self.restarted(server).output)
 
@@ -382,8 +382,8 @@ class RestartTests(_TestCase):
         server.kill()
         self.listen()
         again = self.restarted(server)
-        again.wait_for("storage commitment: 1 reports are owed\n")
-        again.wait_for("is reported on the association that asks, or where 1 rules of callers say\n")
+        again.wait_for("storage commitment: 1 report is owed\n")
+        again.wait_for("is reported on the association that asks, or where 1 rule of callers says\n")
         self.assertEqual(self.modality.reported(), ALL)
         again.wait_for("2 of 2 instances committed")
         again.stop()

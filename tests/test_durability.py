@@ -216,7 +216,7 @@ class OperatorTests(SynchronousTestCase):
         for path in (storage / ".storescp").glob("index.db*"):
             path.unlink()
         server = FaultServer(self, storage)
-        self.assertIn("recovery: 1 instances were stored but not in the index, and are now", server.output)
+        self.assertIn("recovery: 1 instance was stored but not in the index: entered now", server.output)
         server.stop()
         self.assertEqual(
             [path for (path,) in server.rows("SELECT path FROM instances")], list(server.files())

@@ -99,7 +99,7 @@ class HangingDiskTests(SynchronousTestCase):
             echo(other)
             other.release()
         self.silent.send_signal(signal.SIGTERM)
-        self.silent.wait_for("stopping: 1 associations open")
+        self.silent.wait_for("stopping: 1 association open")
         self.silent.send_signal(signal.SIGTERM)
 
         for server in (self.silent, self.frozen, self.workers):

@@ -403,7 +403,7 @@ class SlowTests(HostileTestCase):
 
     def judge(self) -> None:
         super().judge()
-        self.server.wait_for("limits: 0 connections refused, 0 dropped .*, 1 associations too slow")
+        self.server.wait_for("limits: 0 connections refused, 0 dropped .*, 1 association too slow")
 
     def test_slow(self) -> None:
         """A sender that goes on and on, too slowly, is aborted; that shows in the log and at the end."""

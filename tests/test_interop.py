@@ -186,7 +186,7 @@ class Cells:
 
     def is_committed(self) -> None:
         """A request for one instance was reported on, and the sender has confirmed the report."""
-        self.server.wait_for(r"reported to \S+ \S.*: 1 of 1 instances committed")
+        self.server.wait_for(r"reported to \S+ \S.*: 1 of 1 instance committed")
 
     def files(self) -> list[pathlib.Path]:
         """FILES, without what the sender cannot send."""

@@ -28,7 +28,16 @@ PURE = (
     *("state_table", "upper_layer"),
     "dimse",
     "statistics",
-    *("naming", "certificates", "access", "limits", "commitment_data", "audit_messages", "syslog_format"),
+    *(
+        "counting",
+        "naming",
+        "certificates",
+        "access",
+        "limits",
+        "commitment_data",
+        "audit_messages",
+        "syslog_format",
+    ),
 )
 BLOCKING = (
     *("beneath", "config_modes"),

@@ -72,7 +72,7 @@ class CommitmentsTests(SynchronousTestCase):
             first, r"\ACT2: 2 instances, requested 1970-\S+ \S+ \S+, 0 attempts, being reported; .* 1\.2\.2\Z"
         )
         self.assertRegex(
-            second, r"\ACT1: 1 instances, .*, 1 attempts, next attempt 1970-.*; transaction 1\.2\.1\Z"
+            second, r"\ACT1: 1 instance, .*, 1 attempt, next attempt 1970-.*; transaction 1\.2\.1\Z"
         )
         self.assertEqual(last, "2 reports are owed")
         code, out, _ = self.run_command("commitments", "--json")

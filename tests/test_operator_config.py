@@ -163,7 +163,7 @@ class CheckTests(_TestCase):
         code, said = self.check(content)
         self.assertEqual(code, 0)
         self.assertIn("warning: ", said)
-        self.assertIn("0 mistakes, 1 warnings", said)
+        self.assertIn("0 mistakes, 1 warning\n", said)
 
     def test_environment(self) -> None:
         """The environment counts, and so does an unknown variable in it, which is only a warning."""

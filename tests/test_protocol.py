@@ -721,7 +721,7 @@ class LogTests(SynchronousTestCase):
             [
                 "association accepted: MODALITY at 192.0.2.1:50000 to ARCHIVE, 3 of 3 contexts",
                 "association rejected: 'OTHER' at 192.0.2.1:50001 to 'STORESCP': local limit exceeded: max-assoc "
-                "allows 1 associations",
+                "allows 1 association",
                 "association released: MODALITY at 192.0.2.1:50000 after 2.000 s",
                 "association accepted: SCU at 192.0.2.1:50002 to STORESCP, 3 of 3 contexts",
                 "association aborted: SCU at 192.0.2.1:50002: the connection was lost (source 2, reason 0)",

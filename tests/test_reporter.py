@@ -197,7 +197,7 @@ class ListenerTests(SynchronousTestCase):
         for why, options in failures:
             self.listener.serve(GRANTED, **options)
             line = server.wait_for(rf"cannot report to CT1 at \S+: {re.escape(why)}.*")
-            self.assertIn("1 reports are owed to it, next attempt in ", line[0])
+            self.assertIn("1 report is owed to it, next attempt in ", line[0])
         served = self.listener.serve(GRANTED)
         self.assertEqual(served.end, "released")
         server.wait_for("2 of 2 instances committed")

@@ -143,7 +143,7 @@ class StreamTests(SynchronousTestCase):
             done = self.syslog.stop(5)
             self.clock.pump([LAST_INTERVAL] * 2)
         self.successResultOf(done)
-        self.assertEqual(self.said(events)[-1], "audit: 4 messages to tcp://x:1 were lost")
+        self.assertEqual(self.said(events)[-1], "audit: lost 4 messages to tcp://x:1")
 
     def test_stop(self) -> None:
         """A stop sends what waits, and closes; it tries once more, and waits no longer than it was told."""
@@ -172,7 +172,7 @@ class StreamTests(SynchronousTestCase):
             self.endpoint.attempts[0].addErrback(lambda _: None)
             self.clock.advance(0.1)
             self.successResultOf(done)
-        self.assertEqual(self.said(events)[-1], "audit: 1 messages to tcp://x:1 were lost")
+        self.assertEqual(self.said(events)[-1], "audit: lost 1 message to tcp://x:1")
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
 

@@ -255,7 +255,7 @@ class WebTests(SynchronousTestCase):
         with RawSCU(server.address) as scu:
             scu.associate()
             server.send_signal(signal.SIGTERM)
-            server.wait_for("stopping: 1 associations open")
+            server.wait_for("stopping: 1 association open")
             self.assertEqual(
                 fetch(port, "/readyz"), (503, "text/plain; charset=utf-8", "the server is stopping\n")
             )
