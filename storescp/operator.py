@@ -28,14 +28,7 @@ from storescp.operator_arguments import WrongUsage, number
 from storescp.operator_commitments import add_parser as add_commitments_parser
 from storescp.operator_config import add_parser as add_config_parser
 from storescp.operator_health import add_parser as add_health_parser
-from storescp.operator_output import (
-    Output,
-    Progress,
-    findings_text,
-    print_json,
-    printable,
-    time_text,
-)
+from storescp.operator_output import Output, Progress, findings_text, print_json, printable, time_text
 from storescp.operator_peer import add_commands as add_peer_commands
 from storescp.operator_reindex import Reindexing
 from storescp.operator_run import RUN, CannotComplete, add_completion_parser, add_run_parser, run

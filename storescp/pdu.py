@@ -408,9 +408,8 @@ def _decode_user_information(value: bytes) -> UserInformation:
         elif item == 0x52:
             class_uid = _text(content)
         elif item == 0x55:
-            version_name = content.decode("latin-1").strip(
-                "\0 "
-            )  # it should be ASCII, but nothing hangs on it
+            # It should be ASCII, but nothing hangs on it.
+            version_name = content.decode("latin-1").strip("\0 ")
         elif item == 0x58:
             identity = _decode_user_identity(content)
         elif item == 0x59:

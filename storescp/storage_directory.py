@@ -149,9 +149,8 @@ class StorageDirectory:
                 except OSError as error:
                     if error.errno not in _NO_LINK:
                         raise
-                    self._copy(
-                        name, directory, old
-                    )  # moving it away would leave nothing there if we died now
+                    # Moving it away would leave nothing there if we died now.
+                    self._copy(name, directory, old)
                 os.rename(new, name, src_dir_fd=self.hidden_descriptor, dst_dir_fd=directory)
             except OSError:
                 self.forget(old)

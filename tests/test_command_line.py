@@ -18,15 +18,7 @@ import storescp
 from storescp.config import OPTIONS
 from storescp.pdu import AAbort, AAssociateAC
 from storescp.tap import Options
-from tests.raw_scu import (
-    EXPLICIT_CONTEXT,
-    RawSCU,
-    echo_command,
-    instance,
-    p_data,
-    store,
-    store_command,
-)
+from tests.raw_scu import EXPLICIT_CONTEXT, RawSCU, echo_command, instance, p_data, store, store_command
 from tests.server import (
     DEADLINE,
     STOPPED,

@@ -217,9 +217,8 @@ class EncodingTests(SynchronousTestCase):
             reader = HeadReader(syntax)
             self.assertTrue(reader.feed(b"".join(others) + beyond), syntax)
             self.assertNotIn(tags.COLUMNS, reader.finish().raw)
-            self.assertTrue(
-                HeadReader(syntax).feed(others[0] + b"\xe0\x7f\x7f\xe0\0\0\0\0")
-            )  # whatever it is
+            whatever = b"\xe0\x7f\x7f\xe0\0\0\0\0"
+            self.assertTrue(HeadReader(syntax).feed(others[0] + whatever))
 
     def test_mislabelled(self) -> None:
         """Implicit VR under an explicit little endian syntax is understood, and the other way round."""

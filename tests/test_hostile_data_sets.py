@@ -6,9 +6,7 @@ import random
 import struct
 import zlib
 
-from storescp.pdu import (
-    AAssociateRJ,
-)
+from storescp.pdu import AAssociateRJ
 from storescp.sop_classes import VERIFICATION
 from tests.raw_scu import (
     DEFLATED_CONTEXT,

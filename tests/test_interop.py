@@ -35,14 +35,7 @@ from tests.pki import Authority
 from tests.pynetdicom_scu import associate
 from tests.raw_scu import CT, EXPLICIT
 from tests.recorder import Recorder
-from tests.server import (
-    ROOT,
-    Server,
-    data_set_of,
-    free_port,
-    run,
-    temporary_directory,
-)
+from tests.server import ROOT, Server, data_set_of, free_port, run, temporary_directory
 from tests.test_commitment_end_to_end import Modality
 from tests.test_end_to_end import DATA, dcmtk_profile
 

@@ -15,103 +15,45 @@ from twisted.trial.unittest import SynchronousTestCase
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "storescp"
 
-PURE = (
-    "extended_negotiation",
-    *("pdu", "pdu_reader"),
-    "sop_classes",
-    "element_runs",
-    "character_sets",
-    "tags",
-    "dataset_head",
-    "presentation",
-    "negotiation",
-    *("state_table", "upper_layer"),
-    "dimse",
-    "statistics",
-    *(
-        "counting",
-        "naming",
-        "certificates",
-        "access",
-        "limits",
-        "commitment_data",
-        "audit_messages",
-        "syslog_format",
-    ),
+# From the bottom to the top: a module imports from its own layer and from those below. The last one loads what is
+# above the pure and the blocking ones only where it is asked for: see WithoutTwistedTests.
+LAYERS = tuple(
+    tuple(layer.split())
+    for layer in """
+__init__
+
+extended_negotiation pdu pdu_reader sop_classes
+element_runs character_sets tags dataset_head
+presentation negotiation state_table upper_layer dimse
+statistics counting naming certificates access limits commitment_data audit_messages syslog_format
+
+beneath config_modes flushing part10 storage_directory index_schema index_rows index early_end stored_file space
+tls_settings credentials audit_settings log_settings priorities interrupts config_file option_values settings
+config_callers config_access config_tls config_limits config_logs config_negotiation config_web config_commitment config
+exposure reloading tokens passcodes
+journal_file journal lost_answers restoration commit recovery archive commitment_store commitment_check
+scu_errors scu_tls scu measurements shared channel readiness
+
+systemd transports log_lines logs log_files syslog_queue syslog_udp syslog syslog_tls audit
+interfaces worker store
+ending connections outlet flow patience user_check protocol scp authentication tls_context tls
+commitment_ledger commitment requestor reporter
+
+reader receiver
+
+child worker_process door supervisor
+
+metrics exposition page web
+
+banner service
+
+checking tap
+
+operator_archive operator_verify operator_reindex operator_files operator_send operator_config operator_commitments
+operator_arguments operator_output operator_peer operator_health operator_run operator __main__
+""".split("\n\n")
 )
-BLOCKING = (
-    *("beneath", "config_modes"),
-    *(
-        "flushing",
-        "part10",
-        "storage_directory",
-        "index_schema",
-        "index_rows",
-        "index",
-        "early_end",
-        "stored_file",
-        "space",
-    ),
-    *("tls_settings", "credentials"),
-    *("audit_settings", "log_settings"),
-    *("priorities", "interrupts"),
-    *("config_file", "option_values", "settings", "config_callers", "config_access", "config_tls"),
-    *(
-        "config_limits",
-        "config_logs",
-        "config_negotiation",
-        "config_web",
-        "config_commitment",
-        "config",
-        "exposure",
-        "reloading",
-        "tokens",
-        "passcodes",
-    ),
-    *("journal_file", "journal", "lost_answers", "restoration", "commit", "recovery", "archive"),
-    *("commitment_store", "commitment_check"),
-    *("scu_errors", "scu_tls", "scu", "measurements", "shared", "channel", "readiness"),
-)
-OPERATOR = (
-    *(
-        "operator_archive",
-        "operator_verify",
-        "operator_reindex",
-        "operator_files",
-        "operator_send",
-        "operator_config",
-        "operator_commitments",
-        "operator_arguments",
-        "operator_output",
-    ),
-    *("operator_peer", "operator_health", "operator_run", "operator", "__main__"),
-)
-ADAPTERS = (
-    *("systemd", "transports"),
-    *("log_lines", "logs", "log_files", "syslog_queue", "syslog_udp", "syslog", "syslog_tls", "audit"),
-    "interfaces",
-    "worker",
-    "store",
-    "ending",
-    *("connections", "outlet", "flow", "patience", "user_check", "protocol"),
-    "scp",
-    "authentication",
-    *("tls_context", "tls"),
-    *("commitment_ledger", "commitment", "requestor", "reporter"),
-)
-WORKERS = ("child", "worker_process", "door", "supervisor")
-# From the bottom to the top: a module imports from its own layer and from those below.
-LAYERS = (
-    *(("__init__",), PURE, BLOCKING, ADAPTERS),
-    *(
-        ("reader", "receiver"),
-        WORKERS,
-        ("metrics", "exposition", "page", "web"),
-        ("banner", "service"),
-        ("checking", "tap"),
-    ),
-    OPERATOR,  # loads what is above only where it is asked for: see WithoutTwistedTests
-)
+PURE, BLOCKING, OPERATOR = LAYERS[1], LAYERS[2], LAYERS[-1]
 
 # A clock, a file, a socket, a thread: what a pure module has no use for.
 IMPURE = frozenset(

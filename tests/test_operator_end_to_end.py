@@ -20,14 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.part10 import FileMeta
 from storescp.stored_file import NotAnInstance, read_instance
 from tests.raw_scu import CT, EXPLICIT, RawSCU, instance
-from tests.server import (
-    DEADLINE,
-    Server,
-    data_set_of,
-    environment,
-    free_port,
-    temporary_directory,
-)
+from tests.server import DEADLINE, Server, data_set_of, environment, free_port, temporary_directory
 from tests.test_end_to_end import dcmtk_storescp
 
 DATA = pathlib.Path(pydicom.__file__).parent / "data"

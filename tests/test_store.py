@@ -139,9 +139,8 @@ class StoreTestCase(DirectoryTestCase):
         self.instances._checkpoint()
         self.directory._recent.close()
         self.assertEqual(self.flow.now, 0)
-        self.assertLessEqual(
-            set(os.listdir("/proc/self/fd")), self.descriptors
-        )  # others may have let go of some
+        # Others may have let go of some.
+        self.assertLessEqual(set(os.listdir("/proc/self/fd")), self.descriptors)
         self.assertEqual(os.listdir(self.root / PRIVATE_DIRECTORY / "incoming"), [])
 
     def make_store(self, index: Index | None) -> InstanceStore:

@@ -22,14 +22,7 @@ from tests.orthanc import Orthanc
 from tests.pki import Authority
 from tests.pynetdicom_scu import associate
 from tests.raw_scu import RawSCU, instance
-from tests.server import (
-    DEADLINE,
-    Server,
-    path_without,
-    run,
-    run_twistd,
-    temporary_directory,
-)
+from tests.server import DEADLINE, Server, path_without, run, run_twistd, temporary_directory
 from tests.test_end_to_end import DATA
 from tests.test_workers import halt, workers_of
 

@@ -237,9 +237,8 @@ class ThreadTests(TestCase):
     def test_signals(self) -> None:
         """Threads that wait for a job live on when a signal interrupts the system call that they wait in."""
         worker = self.start(lambda jobs: jobs, lambda job: None, 2)
-        signal.signal(
-            signal.SIGUSR2, lambda number, frame: None
-        )  # for good: one may be on its way in the end
+        # For good: one may be on its way in the end.
+        signal.signal(signal.SIGUSR2, lambda number, frame: None)
         signal.siginterrupt(signal.SIGUSR2, True)
         for _ in range(20):
             for thread in worker._threads:
