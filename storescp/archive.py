@@ -18,6 +18,7 @@ from storescp.journal import SIZE, WITHOUT_CONTENTS, Journal
 from storescp.lost_answers import LostAnswers
 from storescp.recovery import recover
 from storescp.restoration import restore
+from storescp.space import no_room
 from storescp.storage_directory import PRIVATE_DIRECTORY, StorageDirectory, make_private
 
 
@@ -51,7 +52,7 @@ class ServerArchive:
             except OSError as error:
                 raise CannotOpen(_cannot_write(config, error)) from None
             except IndexUnavailable as error:
-                raise CannotOpen(f"{error}{_if_full(config.index_db)}") from None
+                raise CannotOpen(f"{error}{no_room(config.index_db)}") from None
             self._close = stack.pop_all()
 
     def _open(self, config: Config, worker: int | None, stack: contextlib.ExitStack) -> None:
@@ -124,14 +125,6 @@ def _cannot_write(config: Config, error: OSError) -> str:
     if error.errno == errno.EPERM and mode & stat.S_ISGID:
         line += f": directory-mode {mode:o} wants RestrictSUIDSGID=no of systemd, or directories with g+s"
     return line
-
-
-def _if_full(index_db: str | None) -> str:
-    """What SQLite does not say: that there is no room for the index, if so, as the end of a line."""
-    with contextlib.suppress(OSError):
-        if index_db is not None and not os.statvfs(os.path.dirname(os.path.abspath(index_db))).f_bavail:
-            return "; no space is left on its file system"
-    return ""
 
 
 def _journal_size(directory: str) -> int:

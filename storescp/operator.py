@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import io
 import os
 import shutil
 import sys
@@ -35,7 +36,7 @@ from storescp.operator_run import RUN, CannotComplete, add_completion_parser, ad
 from storescp.operator_verify import Verification
 from storescp.priorities import complain
 from storescp.settings import CONFIG_VARIABLE
-from storescp.space import size_text
+from storescp.space import no_room, size_text
 
 #: Seconds to wait for the server when it is writing into the index.
 BUSY_TIMEOUT = 60.0
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises SystemExit for wrong usage, as argparse does, and KeyboardInterrupt.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    _prepare_output()
     status = 0
     try:
         status = run(arguments[1:]) if list(arguments[:1]) == [RUN] else _operate(arguments)
@@ -61,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _operate(arguments: Sequence[str]) -> int:
     parser = _parser()
+    if arguments and _is_of_server(arguments[0]):  # DCMTK's program of this name takes a port
+        port = "--port " if arguments[0].isdecimal() else ""
+        parser.error(f"expected a command; storescp run {port}{' '.join(arguments)} starts the server")
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
@@ -83,6 +88,14 @@ def _operate(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         complain("interrupted")
         raise
+
+
+def _prepare_output() -> None:
+    """Have any character printed somehow, and the rest go nowhere where nobody wants it."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - as long as we live
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _fail(why: str) -> int:
@@ -215,16 +228,30 @@ def _archive(options: argparse.Namespace, *, create: bool = False) -> Iterator[A
     if config.index_db is None:
         raise ArchiveError("the configuration says no-index: there is no index to work with")
     index_path = os.path.abspath(config.index_db)
-    if not create:
-        look_at("index", index_path)
-    index = Index(index_path, busy_timeout=BUSY_TIMEOUT)
     try:
-        yield Archive(root, index_path, index)
-    finally:
-        index.close()
+        os.stat(index_path)  # SQLite would not say why it cannot be opened
+    except OSError as error:
+        if not (create and isinstance(error, FileNotFoundError)):
+            raise ArchiveError(f"index {index_path}: {error.strerror}") from None
+    try:
+        index = Index(index_path, busy_timeout=BUSY_TIMEOUT)
+        try:
+            yield Archive(root, index_path, index)
+        finally:
+            index.close()
+    except IndexUnavailable as error:
+        raise IndexUnavailable(f"{error}{no_room(index_path)}") from None
 
 
 # -- the command line --
+
+
+def _is_of_server(argument: str) -> bool:
+    """Whether it is a port, or an option of the server."""
+    names = {f"--{option.name}" for option in OPTIONS} | {
+        f"-{option.short}" for option in OPTIONS if option.short
+    }
+    return argument.isdecimal() or argument.partition("=")[0] in names | {"-c", "--config"}
 
 
 def _parser() -> argparse.ArgumentParser:

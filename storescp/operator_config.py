@@ -32,6 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     subcommands = parser.add_subparsers(title="commands", metavar="COMMAND")
     check = subcommands.add_parser(
         "check",
+        usage="%(prog)s [the server's options] [--json] [FILE]",
         help="find the mistakes in the server's settings",
         description="Judge all that can be judged without starting the server: the file and the environment, with the"
         " options given here, and the files that they name.",
@@ -40,6 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     check.set_defaults(command=_check)
     show = subcommands.add_parser(
         "show",
+        usage="%(prog)s [the server's options] [--json] [-c FILE]",
         help="print the settings in force, and where each comes from",
         description="Print the settings that a server would have with these options, in this environment: as a YAML"
         " file that can be used as one. Secrets are masked.",

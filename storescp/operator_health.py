@@ -39,6 +39,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add ``health`` to the operator's *commands*."""
     parser = commands.add_parser(
         "health",
+        usage="%(prog)s [the server's options] [-c FILE]",
         help="ask the server of these settings, on this machine, whether it is well",
         description="Ask the server that runs on this machine with these options and in this environment whether it is"
         " well: by /healthz if it has --http, else by an association. A rejection is an answer, too.",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ class Progress:
         self._total = total
         self._started = self._drawn = time.monotonic()
         self._shown = False
-        self._terminal = sys.stderr.isatty()
+        self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def show(self, done: int, total: int | None = None, size: int | None = None) -> None:
         """Show that *done* files of *total* are through, and *size* bytes."""
@@ -34,7 +36,8 @@ class Progress:
         text = f"[{bar:<30}] {done} of {Count(total):file}, {done / seconds:.0f}/s"
         if size is not None:
             text += f", {size_text(size / seconds)}/s"
-        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
+        columns = shutil.get_terminal_size().columns
+        print(f"\r{text[: columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
         """Make room for other lines."""

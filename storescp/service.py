@@ -351,6 +351,13 @@ class StoreSCPService(Service):
             self._reactor.callLater(0, self._crew.hurry)  # by then the stop has begun
 
 
+def _reason(error: Exception, endpoint: str) -> str:
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, PermissionError) and endpoint.startswith(("tcp", "tls")):
+        return f"{reason} (ports below 1024 are for root, and for who has CAP_NET_BIND_SERVICE)"
+    return reason
+
+
 def _listen(text: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactory) -> IListeningPort:
     """Listen on the *endpoint* that *text* says. Raises CannotStart."""
     failures: list[Failure] = []
@@ -358,9 +365,9 @@ def _listen(text: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactor
     maybeDeferred(endpoint.listen, factory).addCallbacks(ports.append, failures.append)
     error = failures[0].value if failures else None
     if isinstance(error, CannotListenError):
-        raise CannotStart(f"cannot listen on {text}: {error.socketError}")
+        raise CannotStart(f"cannot listen on {text}: {_reason(error.socketError, text)}")
     if isinstance(error, OSError):
-        raise CannotStart(f"cannot listen on {text}: {error}")
+        raise CannotStart(f"cannot listen on {text}: {_reason(error, text)}")
     if not ports or not IListeningPort.providedBy(ports[0]):
         raise CannotStart(f"cannot listen on {text}: expected an endpoint that takes connections from now on")
     return ports[0]

@@ -124,3 +124,13 @@ class FreeSpace:
             self._found(self._enough, space.free)
         if not self._enough:
             raise LowSpace(errno.ENOSPC, "free space is below the limit")
+
+
+def no_room(database: str | None) -> str:
+    """What SQLite does not say: that there is no room for a *database*, if so, as the end of a line."""
+    try:
+        if database is not None and not os.statvfs(os.path.dirname(os.path.abspath(database))).f_bavail:
+            return "; no space is left on its file system"
+    except OSError:
+        pass
+    return ""

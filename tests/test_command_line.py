@@ -359,6 +359,28 @@ class PortTests(SynchronousTestCase):
             )
             self.assertEqual(ended.stderr, expected)
 
+    def test_refused(self) -> None:
+        """A port that is not for this user is a mistake, in one line that says whom it is for."""
+        command = twistd("--listen", "tcp:104", "-d", temporary_directory(self) / "received")
+        without = (
+            "unshare",
+            "--net",
+            "setpriv",
+            "--inh-caps=-net_bind_service",
+            "--bounding-set=-net_bind_service",
+        )
+        ended = subprocess.run(
+            [*without, *command],
+            cwd=temporary_directory(self),
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+        self.assertEqual(ended.returncode, 1)
+        whose = "ports below 1024 are for root, and for who has CAP_NET_BIND_SERVICE"
+        self.assertEqual(ended.stderr, f"storescp: cannot listen on tcp:104: Permission denied ({whose})\n")
+
     def test_default_directory(self) -> None:
         """Without --storage-dir instances go to ./received, which is made."""
         home = temporary_directory(self)

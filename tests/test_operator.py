@@ -28,6 +28,7 @@ from storescp.operator_verify import Verification
 from storescp.part10 import FileMeta
 from storescp.space import size_text
 from storescp.stored_file import read_instance
+from tests.faults.disks import tmpfs
 from tests.raw_scu import CT, EXPLICIT, instance
 
 
@@ -231,10 +232,32 @@ class CommandTests(ArchiveTestCase):
             with mock.patch.object(Verification, "run", side_effect=error):
                 self.assertEqual(self.on_archive("verify"), (1, "", f"storescp: {line}\n"))
 
+    def test_full_disk(self) -> None:
+        """Where the index wants to write and there is no room, that is said; and so is why it cannot be opened."""
+        small = tmpfs(self, "size=64k")
+        (small / "a.dcm").write_bytes(bytes(40_000))
+        index = small / ".storescp" / "index.db"
+        code, out, err = self.run_command("reindex", "-d", small, "--jobs", 1)
+        self.assertEqual((code, out), (1, ""))
+        # SQLite's own words, where it knows, or ours.
+        full = "(database or disk is full|.*; no space is left on its file system)"
+        self.assertRegex(err, rf"\Astorescp: index {index}: {full}\n\Z")
+        index = small / "a.dcm" / "index.db"
+        for command in ("reindex", "stats"):
+            self.assertEqual(
+                self.run_command(command, "-d", small, "--index-db", index),
+                (1, "", f"storescp: index {index}: Not a directory\n"),
+            )
+
     def test_usage(self) -> None:
         """Wrong usage is told on stderr with exit status 2; no command at all shows the help."""
         for arguments, message in (
             (["nothing"], "invalid choice"),
+            (["11112"], r"expected a command; storescp run --port 11112 starts the server"),
+            (["-p", "104", "-d", "x"], "expected a command; storescp run -p 104 -d x starts the server"),
+            (["--port=104"], "expected a command; storescp run --port=104 starts the server"),
+            (["health", "--jobs"], r"\Ausage: storescp \[-h\].*\n.*unrecognized arguments: --jobs\n\Z"),
+            (["health", "--port"], r"\Ausage: storescp health \[the server's options\] \[-c FILE\]\n.*\n\Z"),
             (["verify", "--jobs", "0"], "expected a number from 1 to 1024, got '0'"),
             (["verify", "--port", "1"], "unrecognized arguments"),
             (["reindex", "--digest", "sha257"], "expected one of .*sha256.*, got 'sha257'"),
@@ -254,7 +277,8 @@ class CommandTests(ArchiveTestCase):
         self.assertEqual(self.run_command("--version"), (0, f"storescp {storescp.__version__}\n", ""))
 
     def test_progress(self) -> None:
-        """On a terminal a line shows how far it is, and is gone at the end; elsewhere there is none."""
+        """On a terminal a line shows how far it is, not wider than that, and is gone at the end; elsewhere, and where
+        nothing can be drawn anew, there is none."""
 
         class Terminal(io.StringIO):
             """What says that it is one."""
@@ -270,10 +294,19 @@ class CommandTests(ArchiveTestCase):
             return now
 
         self.patch(time, "monotonic", monotonic)
-        terminal = Terminal()
-        with mock.patch.object(sys, "stderr", terminal), contextlib.redirect_stdout(io.StringIO()):
-            main(["verify", "--jobs", "1", "--storage-dir", str(self.root)])
-        self.assertRegex(terminal.getvalue(), r"\A\r\[#{30}\] 5 of 5 files, \d+/s\x1b\[K\r\x1b\[K\Z")
+        for variables, shown in (
+            ({"TERM": "xterm", "COLUMNS": "80"}, r"\r\[#{30}\] 5 of 5 files, \d+/s\x1b\[K\r\x1b\[K"),
+            ({"TERM": "xterm", "COLUMNS": "20"}, r"\r\[#{18}\x1b\[K\r\x1b\[K"),
+            ({"TERM": "dumb"}, ""),
+        ):
+            terminal = Terminal()
+            with (
+                mock.patch.dict(os.environ, variables),
+                mock.patch.object(sys, "stderr", terminal),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
+                main(["verify", "--jobs", "1", "--storage-dir", str(self.root)])
+            self.assertRegex(terminal.getvalue(), rf"\A{shown}\Z")
 
     def test_texts(self) -> None:
         """Sizes have three digits; statuses have the standard's words."""

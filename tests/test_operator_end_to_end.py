@@ -272,6 +272,31 @@ class ReindexTests(SynchronousTestCase):
             )
             self.assertEqual((done.returncode, done.stderr), (1, line), command)
 
+    def test_poor_output(self) -> None:
+        """Names are printed in whatever characters there are; without stderr the work is done, too."""
+        root = temporary_directory(self)
+        (root / "\xe4\u20ac\n.dcm").touch()
+        done = subprocess.run(
+            [
+                "sh",
+                "-c",
+                'exec "$@" 2>&-',
+                "sh",
+                sys.executable,
+                "-m",
+                "storescp",
+                "reindex",
+                "-d",
+                str(root),
+            ],
+            env=environment() | {"PYTHONIOENCODING": "ascii"},
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE,
+        )
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(done.stdout.splitlines()[0], r"not-dicom: \xe4\u20ac\n.dcm: not a DICOM file")
+
 
 class SenderTests(SynchronousTestCase):
     """The command as the sender."""

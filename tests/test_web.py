@@ -440,7 +440,7 @@ class StartTests(SynchronousTestCase):
             for given, said in (
                 (
                     number,
-                    f"cannot listen on tcp:{number}:interface=127.0.0.1: [Errno 98] Address already in use",
+                    f"cannot listen on tcp:{number}:interface=127.0.0.1: Address already in use",
                 ),
                 ("nonsense:1", "--http: expected a Twisted endpoint, got 'nonsense:1'"),
             ):
