@@ -24,16 +24,19 @@ class Progress:
         self._terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def show(self, done: int, total: int | None = None, size: int | None = None) -> None:
-        """Show that *done* files of *total* are through, and *size* bytes."""
+        """Show that *done* files of *total*, if so many are known, are through, and *size* bytes."""
         now = time.monotonic()
         if not self._terminal or now < self._drawn + 0.1:
             return
         self._drawn = now
         self._shown = True
-        total = max(self._total if total is None else total, done, 1)
-        bar = "#" * (30 * done // total)
+        total = self._total if total is None else total
         seconds = now - self._started
-        text = f"[{bar:<30}] {done} of {Count(total):file}, {done / seconds:.0f}/s"
+        if total < done or total == 0:  # nobody knows how many there are
+            text = f"{Count(done):file}"
+        else:
+            text = f"[{'#' * (30 * done // total):<30}] {done} of {Count(total):file}"
+        text += f", {done / seconds:.0f}/s"
         if size is not None:
             text += f", {size_text(size / seconds)}/s"
         columns = shutil.get_terminal_size().columns

@@ -294,10 +294,18 @@ class CommandTests(ArchiveTestCase):
             return now
 
         self.patch(time, "monotonic", monotonic)
-        for variables, shown in (
-            ({"TERM": "xterm", "COLUMNS": "80"}, r"\r\[#{30}\] 5 of 5 files, \d+/s\x1b\[K\r\x1b\[K"),
-            ({"TERM": "xterm", "COLUMNS": "20"}, r"\r\[#{18}\x1b\[K\r\x1b\[K"),
-            ({"TERM": "dumb"}, ""),
+        five = ["--storage-dir", str(self.root)]
+        anew = [*five, "--all", "--index-db", str(self.root / "another.db")]
+        for command, variables, shown in (
+            (
+                ["verify", *five],
+                {"TERM": "xterm", "COLUMNS": "80"},
+                r"\r\[#{30}\] 5 of 5 files, \d+/s\x1b\[K\r\x1b\[K",
+            ),
+            (["verify", *five], {"TERM": "xterm", "COLUMNS": "20"}, r"\r\[#{18}\x1b\[K\r\x1b\[K"),
+            (["verify", *five], {"TERM": "dumb"}, ""),
+            # Nobody knows how many there will be.
+            (["reindex", *anew], {"TERM": "xterm", "COLUMNS": "80"}, r"\r5 files, \d+/s\x1b\[K\r\x1b\[K"),
         ):
             terminal = Terminal()
             with (
@@ -305,7 +313,7 @@ class CommandTests(ArchiveTestCase):
                 mock.patch.object(sys, "stderr", terminal),
                 contextlib.redirect_stdout(io.StringIO()),
             ):
-                main(["verify", "--jobs", "1", "--storage-dir", str(self.root)])
+                main([*command, "--jobs", "1"])
             self.assertRegex(terminal.getvalue(), rf"\A{shown}\Z")
 
     def test_texts(self) -> None:
