@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import signal
 import sys
-from types import TracebackType
+import threading
+from collections.abc import Callable
+from types import FrameType, TracebackType
 
 
 def end_at_once() -> None:
     """Nothing is under way that Ctrl-C could disturb. Whoever ignores it goes on ignoring it."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _replace(signal.default_int_handler, signal.SIG_DFL)
 
 
 def raise_again() -> None:
     """From now on Ctrl-C is a KeyboardInterrupt, as usual in Python, which says nothing if nobody catches it."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _replace(signal.SIG_DFL, signal.default_int_handler)
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = excepthook
 
@@ -33,6 +33,12 @@ def excepthook(kind: type[BaseException], error: BaseException, traceback: Trace
     """
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, traceback)
+
+
+def _replace(handler: object, other: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    # Python lets no other thread do that, and interrupts none.
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is handler:
+        signal.signal(signal.SIGINT, other)
 
 
 end_at_once()

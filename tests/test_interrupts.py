@@ -51,6 +51,18 @@ class InterruptsTests(SynchronousTestCase):
         for module in ("storescp.service", "twisted.plugins.storescp_plugin"):
             self.interrupted(module, command, "storescp", "run", "--listen", "tcp:0:interface=127.0.0.1")
 
+    def test_thread(self) -> None:
+        """What is imported on another thread, which no signal interrupts, is imported all the same."""
+        code = "import threading; t = threading.Thread(target=__import__, args=['storescp.tap'])"
+        done = subprocess.run(
+            [sys.executable, "-c", f"{code}; t.start(); t.join(); import storescp.tap"],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
     def test_twistd(self) -> None:
         """twistd, as soon as it has come to us."""
         command = "from twisted.scripts.twistd import run; run()"
