@@ -191,7 +191,7 @@ class SendersTests(SynchronousTestCase):
             self.assertIsInstance(answer, AAssociateAC)
         statistics = server.stop()
         self.assertEqual(statistics["associations"], 4)
-        server.wait_for(r"limits: [1-9]\d* connections refused, 0 dropped")
+        server.wait_for(r"limits: [1-9]\d* connections? refused, 0 dropped")
 
     def test_too_many_files(self) -> None:
         """When the server may open nothing more, a connection waits until it may, and is served."""
