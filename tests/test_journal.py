@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from storescp.flushing import sync_each
 from storescp.journal import SIZE, Beginning, Journal, Unsettled
 from storescp.journal_file import Content, Pieces
+from tests.strategies import steady
 from tests.test_storage_directory import failing
 
 NAMES = st.sampled_from(["1/2/3.dcm", "1/2/4.dcm", "5.dcm", "2026/11/25/1.2/6.dcm"])
@@ -131,6 +132,7 @@ class JournalTests(JournalTestCase):
         journal.remove()
         self.assertEqual(os.listdir(self.path.parent), [])
 
+    @steady
     @given(st.lists(st.one_of(st.lists(NAMES, max_size=3), NAMES), max_size=40))
     def test_any_order(self, steps: list[list[str] | str]) -> None:
         """Whatever is begun and ended, the next process finds open what is, and perhaps what was ended last."""
