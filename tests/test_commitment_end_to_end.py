@@ -481,9 +481,8 @@ class OrthancTests(_TestCase):
         """Orthanc sends, asks, and gets its report after the server was killed and started again in between."""
         dicom = free_port()
         self.modality.port = dicom
-        server = Server(
-            self, *self.options(f"127.0.0.1:{dicom}"), "--commitment-delay", "600", "--ae-title", "ARCHIVE"
-        )
+        # Which does not know where to report to.
+        server = Server(self, "--commitment-delay", "600", "--ae-title", "ARCHIVE")
         modality = {"AET": "ARCHIVE", "Host": "127.0.0.1", "Port": server.port}
         # Its association is open when the server dies.
         orthanc = Orthanc(
