@@ -30,9 +30,8 @@ def early_end(descriptor: int, offset: int, transfer_syntax_uid: str) -> str:
     """
     if transfer_syntax_uid in DEFLATED_TRANSFER_SYNTAXES:
         return ""
-    return _Walk(
-        descriptor, offset, _BIG_ENDIAN if transfer_syntax_uid == "1.2.840.10008.1.2.2" else None
-    ).walk()
+    encoding = _BIG_ENDIAN if transfer_syntax_uid == "1.2.840.10008.1.2.2" else None
+    return _Walk(descriptor, offset, encoding).walk()
 
 
 class _NotUnderstood(Exception):
@@ -47,10 +46,8 @@ class _Walk:
         self._position = offset
         self._size = os.fstat(descriptor).st_size
         self._start, self._piece = offset, b""
-        self._last, self._outermost = (
-            0,
-            offset,
-        )  # the last element of the top level: its tag, and where it begins
+        # The last element of the top level: its tag, and where it begins.
+        self._last, self._outermost = 0, offset
         # Some are in implicit VR under the name of an explicit syntax, or the other way round.
         self._encoding = encoding or (_EXPLICIT if _is_vr(self._header()[4:6]) else _IMPLICIT)
         # 0: top level. Odd: between the items of a sequence of undefined length. Even: inside such an item.

@@ -221,9 +221,8 @@ class StoreSCPService(Service):
             config = reading.config if reading is not None else self.config
             tls = self._read_credentials(config.tls) if config.tls is not None else None
             if isinstance(self._crew, Supervisor):
-                authenticator(
-                    config, Aside(self._reactor)
-                )  # what the workers will make, and might not be able to
+                # What the workers will make, and might not be able to.
+                authenticator(config, Aside(self._reactor))
                 self._crew.configure(config, tls.credentials if tls is not None else None)
             else:
                 self._crew.use(config)

@@ -205,13 +205,14 @@ class ReindexTests(SynchronousTestCase):
         for number in range(300):
             uid = f"1.2.3.{number}"
             (root / f"{uid}.dcm").write_bytes(FileMeta(CT, EXPLICIT, "A", "B").encode(uid) + instance(uid))
+        # It returns when the processes that read have closed their stdout.
         killed = storescp(
             "reindex",
             *("-d", root, "--jobs", 2),
             patch="import os, itertools; operator_reindex.MAX_ROWS = 40; numbers = itertools.count();"
             " add_if = index.Index.add_if; index.Index.add_if = lambda self, *arguments:"
             " os.kill(os.getpid(), 9) if next(numbers) == 3 else add_if(self, *arguments)",
-        )  # which returns when the processes that read have closed their stdout
+        )
         self.assertEqual((killed.returncode, killed.stdout), (-signal.SIGKILL, ""))
         done = storescp("reindex", "-d", root, "--json")
         self.assertEqual((done.returncode, done.stderr), (0, ""))

@@ -17,7 +17,7 @@ class PowerLossTests(SynchronousTestCase):
     def test_ext4(self) -> None:
         """With a journal, and instances that replace others."""
         tally = power_cuts(self, 1, kind="ext4", cuts=30, starts=2, duplicate="replace")
-        self.assertGreater(tally.power_cuts, 60)
+        self.assertGreater(tally.power_cuts, 45)  # of 30 moments, most of them in several ways
         self.assertGreater(tally.instances_checked, 300)
 
     def test_ext4_without_journal(self) -> None:
