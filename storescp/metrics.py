@@ -110,10 +110,8 @@ def _duration(duration: Duration) -> Source:
     return lambda snapshot: (Sample(snapshot.measurements.durations(duration)),)
 
 
-@functools.cache
-def _version(package: str) -> str:
-    """From the files of the package, which are not to be read for each scrape."""
-    return importlib.metadata.version(package)
+#: From the files of a package, which are not to be read for each scrape.
+_version = functools.cache(importlib.metadata.version)
 
 
 def _build(snapshot: Snapshot) -> Iterator[Sample]:

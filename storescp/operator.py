@@ -228,11 +228,7 @@ def _archive(options: argparse.Namespace, *, create: bool = False) -> Iterator[A
     if config.index_db is None:
         raise ArchiveError("the configuration says no-index: there is no index to work with")
     index_path = os.path.abspath(config.index_db)
-    try:
-        os.stat(index_path)  # SQLite would not say why it cannot be opened
-    except OSError as error:
-        if not (create and isinstance(error, FileNotFoundError)):
-            raise ArchiveError(f"index {index_path}: {error.strerror}") from None
+    look_at("index", index_path, may_be_missing=create)  # SQLite would not say why it cannot be opened
     try:
         index = Index(index_path, busy_timeout=BUSY_TIMEOUT)
         try:

@@ -33,12 +33,13 @@ class ArchiveError(Exception):
     """The work cannot be done. The message is one line for the operator."""
 
 
-def look_at(what: str, path: str) -> None:
-    """Raise ArchiveError unless *path*, which is *what*, is there, and we may know it."""
+def look_at(what: str, path: str, *, may_be_missing: bool = False) -> None:
+    """Raise ArchiveError unless *path*, which is *what*, is there, if it must be, and we may know it."""
     try:
         os.stat(path)
     except OSError as error:
-        raise ArchiveError(f"{what} {path}: {error.strerror}") from None
+        if not (may_be_missing and isinstance(error, FileNotFoundError)):
+            raise ArchiveError(f"{what} {path}: {error.strerror}") from None
 
 
 class Finding(NamedTuple):

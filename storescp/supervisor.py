@@ -141,10 +141,8 @@ class Supervisor:
 
     def use(self, credentials: object) -> None:
         """Have the workers speak TLS with *credentials*, from the next connection on. Raises OSError."""
-        before, self._door.credentials = (
-            self._door.credentials,
-            _in_memory("storescp-credentials", credentials),
-        )
+        before = self._door.credentials
+        self._door.credentials = _in_memory("storescp-credentials", credentials)
         if before is not None:
             before.close()
 
